@@ -1,0 +1,62 @@
+# make demo, make test: each sets up all it needs, in .venv.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+# Two workers with a thread each; the tests of threading set their own number.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+.PHONY: build demo test test-slow test-all lint format bench verify sdist-check clean
+
+build: $(VENV)/.built
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: build
+	$(BIN)/fastvae demo
+
+verify: build
+	$(BIN)/fastvae verify
+
+test: build
+	$(PYTEST) tests
+
+test-slow: build
+	$(PYTEST) --slow -m slow tests
+
+test-all: build
+	$(PYTEST) --slow tests
+
+bench: build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+# What a user gets: built from the sdist, in an environment that knows nothing of this checkout.
+sdist-check: build
+	rm -rf build/sdist $(VENV)-sdist
+	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir build/sdist
+	$(PYTHON) -m venv $(VENV)-sdist
+	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	$(VENV)-sdist/bin/python -m pip install --quiet --no-build-isolation build/sdist/fastvae-*.tar.gz
+	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
+
+clean:
+	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist

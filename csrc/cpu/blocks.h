@@ -1,0 +1,203 @@
+// Tensors read and written a block at a time: the kernels see runs of float or double whatever a tensor's dtype and
+// strides. A block that lies contiguously in memory in the kernel's own type is used where it is; any other passes
+// through a buffer in the first-level cache. Nothing is ever copied whole.
+#pragma once
+
+#include "../view.h"
+#include "vec.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+constexpr int kBlock = 512;  // elements
+constexpr int kAlign = 16;   // a block's length is a multiple of this, but for the last
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// To float, exactly; from float, to the nearest, ties to even. Integers only (so the compiler vectorises them and a NaN
+// is kept), but for subnormal halves, which a float addition lines up.
+FASTVAE_INLINE float widen(float x) { return x; }
+FASTVAE_INLINE double widen(double x) { return x; }
+FASTVAE_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+FASTVAE_INLINE float widen(Float16 x) {
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t normal = magnitude + ((127u - 15u) << 23);
+  const uint32_t special = normal + ((128u - 16u) << 23);
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(normal + (1u << 23)) - bit_cast<float>(113u << 23));
+  const uint32_t bits = magnitude < (1u << 23) ? subnormal : (magnitude >= (31u << 23) ? special : normal);
+  return bit_cast<float>(bits | sign);
+}
+template <class S>
+FASTVAE_INLINE void narrow(S x, float& to) {
+  to = static_cast<float>(x);
+}
+template <class S>
+FASTVAE_INLINE void narrow(S x, double& to) {
+  to = static_cast<double>(x);
+}
+template <class S>
+FASTVAE_INLINE void narrow(S x, BFloat16& to) {
+  const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(x));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+template <class S>
+FASTVAE_INLINE void narrow(S x, Float16& to) {
+  const uint32_t all = bit_cast<uint32_t>(static_cast<float>(x));
+  const uint32_t bits = all & 0x7fffffffu;
+  const uint32_t normal = (bits - ((127u - 15u) << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  const float aligner = 0.5f;  // its unit of rounding is the smallest half
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(bits) + aligner) - bit_cast<uint32_t>(aligner);
+  const uint32_t special = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t half = bits < (113u << 23) ? subnormal : (bits >= (143u << 23) ? special : normal);
+  to.bits = static_cast<uint16_t>(half | ((all >> 16) & 0x8000u));
+}
+
+// Calls visit(first element, its offset in memory, length) for each run of [i, i + n) along the innermost dimension.
+template <class Visit>
+FASTVAE_INLINE void for_each_run(const View& view, int64_t i, int n, Visit visit) {
+  const int last = view.dims - 1;
+  int64_t index[kMaxDims], offset = 0, rest = i;
+  for (int d = last; d >= 0; --d) {
+    index[d] = d == 0 ? rest : rest % view.size[d];
+    rest = d == 0 ? 0 : rest / view.size[d];
+    offset += index[d] * view.stride[d];
+  }
+  for (int done = 0; done < n;) {
+    const int64_t left = view.size[last] - index[last];
+    const int run = n - done < left ? n - done : static_cast<int>(left);
+    visit(done, offset, run);
+    done += run;
+    if (done == n) return;
+    offset -= index[last] * view.stride[last];
+    index[last] = 0;
+    for (int d = last - 1; d >= 0; --d) {
+      offset += view.stride[d];
+      if (++index[d] < view.size[d]) break;
+      offset -= view.size[d] * view.stride[d];
+      index[d] = 0;
+    }
+  }
+}
+
+template <class T>
+constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
+
+template <class Visit>
+FASTVAE_INLINE void with_type(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::float32:
+      return visit(float());
+    case DType::float64:
+      return visit(double());
+    case DType::bfloat16:
+      return visit(BFloat16());
+    case DType::float16:
+      return visit(Float16());
+  }
+}
+
+template <class T>
+class Input {
+ public:
+  explicit Input(const View& view) : view_(view) {}
+  explicit operator bool() const { return view_.data != nullptr; }
+
+  // The elements [i, i + n), and zeros up to a whole vector. Valid until the next call.
+  const T* read(int64_t i, int n) {
+    if (view_.data == nullptr) return nullptr;
+    if (view_.dims == 1 && view_.stride[0] == 1 && view_.dtype == kDType<T> && n % kAlign == 0)
+      return static_cast<const T*>(view_.data) + i;
+    return gather(i, n);
+  }
+
+ private:
+  __attribute__((noinline)) const T* gather(int64_t i, int n) {
+    const bool constant = view_.dims == 1 && view_.stride[0] == 0;
+    if (constant && filled_) return buffer_;
+    filled_ = constant;
+    if (constant) n = kBlock;
+    const T* direct = nullptr;
+    with_type(view_.dtype, [&](auto type) {
+      using Stored = decltype(type);
+      const Stored* data = static_cast<const Stored*>(view_.data);
+      const int64_t step = view_.stride[view_.dims - 1];
+      if (constant) {
+        const T x = static_cast<T>(widen(data[0]));
+        for (int j = 0; j < kBlock; ++j) buffer_[j] = x;
+        return;
+      }
+      for_each_run(view_, i, n, [&](int done, int64_t offset, int run) {
+        const Stored* from = data + offset;
+        T* to = buffer_ + done;
+        if (step == 1) {
+          if constexpr (sizeof(Stored) == sizeof(T)) {
+            if (run == n && n % kAlign == 0) {
+              direct = from;
+              return;
+            }
+          }
+          for (int j = 0; j < run; ++j) to[j] = static_cast<T>(widen(from[j]));
+        } else {
+          for (int j = 0; j < run; ++j) to[j] = static_cast<T>(widen(from[j * step]));
+        }
+      });
+    });
+    if (direct != nullptr) return direct;
+    for (int j = n; j % kAlign != 0; ++j) buffer_[j] = T(0);
+    return buffer_;
+  }
+
+  const View& view_;
+  bool filled_ = false;
+  alignas(64) T buffer_[kBlock];
+};
+
+template <class T>
+class Output {
+ public:
+  explicit Output(const View& view) : view_(view) {}
+  explicit operator bool() const { return view_.data != nullptr; }
+
+  // Where to write the elements [i, i + n), up to a whole vector; flush() must follow. nullptr if the output is absent.
+  T* write(int64_t i, int n) {
+    if (view_.data == nullptr) return nullptr;
+    i_ = i;
+    n_ = n;
+    direct_ = view_.dims == 1 && view_.stride[0] == 1 && view_.dtype == kDType<T> && n % kAlign == 0;
+    return direct_ ? static_cast<T*>(view_.data) + i : buffer_;
+  }
+  void flush() {
+    if (view_.data != nullptr && !direct_) scatter();
+  }
+
+ private:
+  __attribute__((noinline)) void scatter() {
+    with_type(view_.dtype, [&](auto type) {
+      using Stored = decltype(type);
+      const int64_t step = view_.stride[view_.dims - 1];
+      for_each_run(view_, i_, n_, [&](int done, int64_t offset, int run) {
+        Stored* to = static_cast<Stored*>(view_.data) + offset;
+        const T* from = buffer_ + done;
+        if (step == 1) {
+          for (int j = 0; j < run; ++j) narrow(from[j], to[j]);
+        } else {
+          for (int j = 0; j < run; ++j) narrow(from[j], to[j * step]);
+        }
+      });
+    });
+  }
+
+  const View& view_;
+  int64_t i_ = 0;
+  int n_ = 0;
+  bool direct_ = false;
+  alignas(64) T buffer_[kBlock];
+};
+
+FASTVAE_NAMESPACE_END

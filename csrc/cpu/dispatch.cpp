@@ -1,0 +1,113 @@
+// Cuts a pass into chunks of fixed size, runs them on torch's threads with the best instruction set, and adds the
+// chunks' sums in a fixed order: the same bits for any number of threads.
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastvae::cpu {
+namespace {
+
+constexpr int64_t kChunk = 4096;
+constexpr int64_t kShortEvent = 512;  // up to this length a kernel sums events by itself
+// Chunks that are worth a thread: a streaming pass moves several elements in the time that one normal takes.
+constexpr int64_t kStreamingGrain = 8, kNoiseGrain = 2;
+
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+#if defined(FASTVAE_X86_KERNELS)
+    const std::string name = at::get_cpu_capability();  // obeys ATEN_CPU_CAPABILITY
+    if (name == "AVX512") return kernels_avx512;
+    if (name == "AVX2") return kernels_avx2;
+#endif
+    return kernels_baseline;
+  }();
+  return chosen;
+}
+
+void put(const Sums& sums, int64_t i, double sum) {
+  sum /= sums.divisor;
+  if (sums.float64) {
+    static_cast<double*>(sums.data)[i] = sum;
+  } else {
+    static_cast<float*>(sums.data)[i] = static_cast<float>(sum);
+  }
+}
+
+// Calls kernel(args, begin, end, sums) for all of [0, numel).
+template <class Args>
+void run(void (*kernel)(const Args&, int64_t, int64_t, double*), Args args, int64_t numel, const Sums& sums,
+         int64_t grain) {
+  const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
+  if (sums.event > 0 && sums.event <= kShortEvent) {
+    args.event = sums.event;
+    const int64_t events = numel / sums.event,
+                  per_chunk = std::max<int64_t>(1, std::min<int64_t>(kShortEvent, kChunk / sums.event));
+    at::parallel_for(0, (events + per_chunk - 1) / per_chunk, grain, [&](int64_t from, int64_t to) {
+      double local[kShortEvent];
+      for (int64_t first = from * per_chunk; first < std::min(to * per_chunk, events); first += per_chunk) {
+        const int64_t last = std::min(first + per_chunk, events);
+        kernel(args, first * sums.event, last * sums.event, local);
+        for (int64_t e = first; e < last; ++e) put(sums, e, local[e - first]);
+      }
+    });
+    return;
+  }
+  const int64_t count = numel > 0 ? numel / length : 0, chunks = numel > 0 ? (length + kChunk - 1) / kChunk : 0;
+  if (count * chunks == 1) {
+    double sum = 0;
+    kernel(args, 0, numel, &sum);
+    if (sums.data != nullptr) put(sums, 0, sum);
+    return;
+  }
+  std::vector<double> partial(count * chunks);
+  at::parallel_for(0, count * chunks, grain, [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) {
+      const int64_t start = c / chunks * length, begin = start + c % chunks * kChunk;
+      kernel(args, begin, std::min(begin + kChunk, start + length), &partial[c]);
+    }
+  });
+  if (sums.data == nullptr) return;
+  for (int64_t i = 0; i < std::max<int64_t>(count, sums.event == 0); ++i) {
+    double sum = 0;
+    for (int64_t c = 0; c < chunks; ++c) sum += partial[i * chunks + c];
+    put(sums, i, sum);
+  }
+}
+
+}  // namespace
+
+void reconstruction(const ReconstructionArgs& args, int64_t numel, const Sums& sums) {
+  run(kernels().reconstruction, args, numel, sums, kStreamingGrain);
+}
+
+void latent(const LatentArgs& args, int64_t numel, const Sums& sums) {
+  const bool draws = (args.z.data != nullptr || args.dz.data != nullptr) && args.eps.data == nullptr;
+  run(kernels().latent, args, numel, sums, draws ? kNoiseGrain : kStreamingGrain);
+}
+
+void normal(const NormalArgs& args, int64_t numel) {
+  at::parallel_for(0, (numel + kChunk - 1) / kChunk, kNoiseGrain, [&](int64_t from, int64_t to) {
+    kernels().normal(args, from * kChunk, std::min(to * kChunk, numel));
+  });
+}
+
+void scale(const ScaleArgs& args, int64_t numel) {
+  at::parallel_for(0, (numel + kChunk - 1) / kChunk, kStreamingGrain, [&](int64_t from, int64_t to) {
+    kernels().scale(args, from * kChunk, std::min(to * kChunk, numel));
+  });
+}
+
+const char* capability() {
+  const Kernels* chosen = &kernels();
+#if defined(FASTVAE_X86_KERNELS)
+  if (chosen == &kernels_avx512) return "avx512";
+  if (chosen == &kernels_avx2) return "avx2";
+#endif
+  return chosen == &kernels_baseline ? "baseline" : "unknown";
+}
+
+}  // namespace fastvae::cpu

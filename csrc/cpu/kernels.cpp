@@ -1,0 +1,313 @@
+// The fused loops: which tensors a pass reads and writes. The formulas are math/'s, the way through memory is
+// blocks.h's. Compiled once for each instruction set; FASTVAE_ISA and FASTVAE_KERNELS name this copy.
+#include "kernels.h"
+
+#include "../math/gaussian.h"
+#include "../math/likelihood.h"
+#include "blocks.h"
+#include "noise.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+using cpu::LatentArgs;
+using cpu::LossArgs;
+using cpu::NormalArgs;
+using cpu::Prior;
+using cpu::ReconstructionArgs;
+using cpu::ScaleArgs;
+
+template <class T>
+Vec<T> lane_numbers() {
+  alignas(64) T lanes[Vec<T>::kLanes];
+  for (int l = 0; l < Vec<T>::kLanes; ++l) lanes[l] = static_cast<T>(l);
+  return Vec<T>::load(lanes);
+}
+
+// Calls step(j, n, k) for each vector j of a block, n - j elements of which count; k runs through 0..3.
+template <class T, class Step>
+FASTVAE_INLINE void for_each_vector(int n, Step step) {
+  constexpr int w = Vec<T>::kLanes;
+  int j = 0;
+  for (; j + 4 * w <= n; j += 4 * w) {
+    step(j, 0);
+    step(j + w, 1);
+    step(j + 2 * w, 2);
+    step(j + 3 * w, 3);
+  }
+  for (int k = 0; j < n; j += w, ++k) step(j, k);
+}
+
+// A sum in T over a block (at most 8 additions deep, in 4 x lanes columns) and in double over the blocks.
+template <class T>
+class Sum {
+ public:
+  FASTVAE_INLINE void begin_block() {
+    for (auto& column : column_) column = Vec<T>(0);
+  }
+  FASTVAE_INLINE void add(int k, Vec<T> value) { column_[k] = column_[k] + value; }
+  FASTVAE_INLINE void end_block() {
+    alignas(64) T lanes[kLanes];
+    ((column_[0] + column_[1]) + (column_[2] + column_[3])).store(lanes);
+    for (int l = 0; l < kLanes; ++l) total_[l] += static_cast<double>(lanes[l]);
+  }
+  double total() const {
+    double sum = 0;
+    for (double lane : total_) sum += lane;
+    return sum;
+  }
+
+ private:
+  static constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> column_[4];
+  double total_[kLanes] = {};
+};
+
+// Sums of short events, from a buffer of their elements' values.
+template <class T>
+void sum_events(const T* value, int n, int64_t event, double* sums) {
+  for (const T* end = value + n; value < end; value += event) {
+    double part[4] = {};
+    int64_t j = 0;
+    for (; j + 4 <= event; j += 4)
+      for (int k = 0; k < 4; ++k) part[k] += static_cast<double>(value[j + k]);
+    for (; j < event; ++j) part[0] += static_cast<double>(value[j]);
+    *sums++ = (part[0] + part[1]) + (part[2] + part[3]);
+  }
+}
+
+// Turns an element's derivative into the gradient of its tensor: times the reduction's scale, times the upstream
+// gradient. A gradient that was made in the forward pass has been rounded to its tensor's dtype between the two, so one
+// that is made anew is rounded there as well, and both agree to the bit. (float16 gradients are never made in the
+// forward pass.)
+template <class T>
+class Gradient {
+ public:
+  Gradient(double scale, const View& tensor, bool may_be_kept)
+      : scale_(static_cast<T>(scale)), round_(may_be_kept && tensor.dtype == DType::bfloat16) {}
+
+  FASTVAE_INLINE Vec<T> operator()(Vec<T> derivative, const T* upstream) const {
+    Vec<T> g = scale_ * derivative;
+    if (upstream != nullptr) {
+      if (round_) g = rounded(g);
+      g = g * Vec<T>::load(upstream);
+    }
+    return g;
+  }
+
+ private:
+  static Vec<T> rounded(Vec<T> g) {
+    alignas(64) T lanes[Vec<T>::kLanes];
+    g.store(lanes);
+    for (T& lane : lanes) {
+      BFloat16 narrowed;
+      narrow(lane, narrowed);
+      lane = static_cast<T>(widen(narrowed));
+    }
+    return Vec<T>::load(lanes);
+  }
+
+  Vec<T> scale_;
+  bool round_;
+};
+
+// Runs a pass over the blocks of [begin, end): pass(i, n, values, sum) computes the elements [i, i + n), adds their
+// values to sum and stores them to `values` unless it is nullptr.
+template <class T, class Pass>
+FASTVAE_INLINE void for_each_block(const LossArgs& args, int64_t begin, int64_t end, double* sums, Pass pass) {
+  Output<T> value(args.value);
+  Sum<T> sum;
+  alignas(64) T buffer[kBlock];
+  const int whole_events = args.event > 0 ? static_cast<int>(kBlock / args.event * args.event) : kBlock;
+  for (int64_t i = begin; i < end;) {
+    int n = end - i < whole_events ? static_cast<int>(end - i) : whole_events;
+    if (args.event == 0 && n > kAlign) n -= n % kAlign;  // leaves a ragged end to a block of its own
+    sum.begin_block();
+    pass(i, n, args.event > 0 ? buffer : value.write(i, n), sum);
+    sum.end_block();
+    if (args.event > 0) {
+      sum_events(buffer, n, args.event, sums + (i - begin) / args.event);
+    } else {
+      value.flush();
+    }
+    i += n;
+  }
+  if (args.event == 0 && sums != nullptr) *sums = sum.total();
+}
+
+template <class T, class Likelihood>
+void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
+  using V = Vec<T>;
+  Input<T> recon_x(args.recon_x), x(args.x), upstream(args.upstream);
+  Output<T> d_recon_x(args.d_recon_x), d_x(args.d_x);
+  const Gradient<T> gradient_recon_x(args.scale, args.d_recon_x, true), gradient_x(args.scale, args.d_x, true);
+  const V lanes = lane_numbers<T>();
+  for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
+    const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
+    T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
+    for_each_vector<T>(n, [&](int j, int k) __attribute__((always_inline)) {
+      const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
+      const V value = Likelihood::value(r, t);
+      if (values != nullptr) value.store(values + j);
+      sum.add(k, j + V::kLanes <= n ? value : select(lanes < V(static_cast<T>(n - j)), value, V(0)));
+      const T* u = up == nullptr ? nullptr : up + j;
+      if (to_recon_x != nullptr) gradient_recon_x(Likelihood::d_recon_x(r, t), u).store(to_recon_x + j);
+      if (to_x != nullptr) gradient_x(Likelihood::d_x(r, t), u).store(to_x + j);
+    });
+    d_recon_x.flush();
+    d_x.flush();
+  });
+}
+
+template <class T>
+void reconstruction_of(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
+  switch (args.likelihood) {
+    case cpu::Likelihood::mse:
+      return reconstruction_as<T, SquaredError>(args, begin, end, sums);
+    case cpu::Likelihood::gaussian:
+      return reconstruction_as<T, UnitGaussian>(args, begin, end, sums);
+  }
+}
+
+void reconstruction(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
+  return args.float64 ? reconstruction_of<double>(args, begin, end, sums)
+                      : reconstruction_of<float>(args, begin, end, sums);
+}
+
+template <class T, Prior kPrior, bool kSample, bool kGradient>
+void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+  using V = Vec<T>;
+  Input<T> mu(args.mu), logvar(args.logvar), mu_p(args.mu_p), logvar_p(args.logvar_p), given(args.eps), dz(args.dz),
+      upstream(args.upstream);
+  Output<T> z(args.z), d_mu(args.d_mu), d_logvar(args.d_logvar), d_mu_p(args.d_mu_p), d_logvar_p(args.d_logvar_p),
+      d_eps(args.d_eps);
+  const Gradient<T> gradient_mu(args.scale, args.d_mu, !kSample), gradient_logvar(args.scale, args.d_logvar, !kSample),
+      gradient_mu_p(args.scale, args.d_mu_p, !kSample), gradient_logvar_p(args.scale, args.d_logvar_p, !kSample);
+  const V lanes = lane_numbers<T>();
+  alignas(64) T noise[kBlock];
+  for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
+    const T *from_mu = mu.read(i, n), *from_logvar = logvar.read(i, n), *from_mu_p = mu_p.read(i, n),
+            *from_logvar_p = logvar_p.read(i, n), *from_dz = dz.read(i, n), *up = upstream.read(i, n), *eps = nullptr;
+    if constexpr (kSample) {
+      eps = given.read(i, n);
+      if (eps == nullptr) {
+        fill_normal(args.seed, args.offset, static_cast<uint64_t>(i), n, noise);
+        eps = noise;
+      }
+    }
+    T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
+      *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
+    for_each_vector<T>(n, [&](int j, int k) __attribute__((always_inline)) {
+      const V l = V::load(from_logvar + j);
+      V g_mu(0), g_logvar(0);
+      if constexpr (kPrior != Prior::none) {
+        Kl<V> kl;
+        if constexpr (kPrior == Prior::standard) {
+          kl = kl_standard(V::load(from_mu + j), l);
+        } else {
+          kl = kl_between(V::load(from_mu + j), l, V::load(from_mu_p + j), V::load(from_logvar_p + j));
+        }
+        if (values != nullptr) kl.value.store(values + j);
+        sum.add(k, j + V::kLanes <= n ? kl.value : select(lanes < V(static_cast<T>(n - j)), kl.value, V(0)));
+        if constexpr (kGradient) {
+          const T* u = up == nullptr ? nullptr : up + j;
+          g_mu = gradient_mu(kl.d_mu, u);
+          g_logvar = gradient_logvar(kl.d_logvar, u);
+          if (to_mu_p != nullptr) gradient_mu_p(kl.d_mu_p, u).store(to_mu_p + j);
+          if (to_logvar_p != nullptr) gradient_logvar_p(kl.d_logvar_p, u).store(to_logvar_p + j);
+        }
+      }
+      if constexpr (kSample) {
+        const V e = V::load(eps + j), sigma = standard_deviation(l);
+        if constexpr (kGradient) {
+          const V g = V::load(from_dz + j);
+          g_mu = g + g_mu;
+          g_logvar = g * sample_d_logvar(sigma, e) + g_logvar;
+          if (to_eps != nullptr) (g * sigma).store(to_eps + j);
+        } else {
+          sample(V::load(from_mu + j), sigma, e).store(to_z + j);
+        }
+      }
+      if constexpr (kGradient) {
+        if (to_mu != nullptr) g_mu.store(to_mu + j);
+        if (to_logvar != nullptr) g_logvar.store(to_logvar + j);
+      }
+    });
+    z.flush();
+    d_mu.flush();
+    d_logvar.flush();
+    d_mu_p.flush();
+    d_logvar_p.flush();
+    d_eps.flush();
+  });
+}
+
+template <class T, Prior kPrior>
+void latent_with(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+  const bool sample = args.z.data != nullptr || args.dz.data != nullptr;
+  const bool gradient = args.d_mu.data != nullptr || args.d_logvar.data != nullptr || args.d_mu_p.data != nullptr ||
+                        args.d_logvar_p.data != nullptr || args.d_eps.data != nullptr;
+  if (sample) {
+    return gradient ? latent_as<T, kPrior, true, true>(args, begin, end, sums)
+                    : latent_as<T, kPrior, true, false>(args, begin, end, sums);
+  }
+  if constexpr (kPrior != Prior::none) {
+    return gradient ? latent_as<T, kPrior, false, true>(args, begin, end, sums)
+                    : latent_as<T, kPrior, false, false>(args, begin, end, sums);
+  }
+}
+
+template <class T>
+void latent_of(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+  switch (args.prior) {
+    case Prior::none:
+      return latent_with<T, Prior::none>(args, begin, end, sums);
+    case Prior::standard:
+      return latent_with<T, Prior::standard>(args, begin, end, sums);
+    case Prior::given:
+      return latent_with<T, Prior::given>(args, begin, end, sums);
+  }
+}
+
+void latent(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+  return args.float64 ? latent_of<double>(args, begin, end, sums) : latent_of<float>(args, begin, end, sums);
+}
+
+template <class T>
+void normal_of(const NormalArgs& args, int64_t begin, int64_t end) {
+  Output<T> out(args.out);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
+    fill_normal(args.seed, args.offset, args.start + static_cast<uint64_t>(i), n, out.write(i, n));
+    out.flush();
+  }
+}
+
+void normal(const NormalArgs& args, int64_t begin, int64_t end) {
+  return args.out.dtype == DType::float64 ? normal_of<double>(args, begin, end) : normal_of<float>(args, begin, end);
+}
+
+template <class T>
+void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
+  Input<T> from(args.tensor), upstream(args.upstream);
+  Output<T> to(args.tensor);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
+    const T *source = from.read(i, n), *u = upstream.read(i, n);
+    T* target = to.write(i, n);
+    for_each_vector<T>(n, [&](int j, int) __attribute__((always_inline)) {
+      (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j);
+    });
+    to.flush();
+  }
+}
+
+void scale(const ScaleArgs& args, int64_t begin, int64_t end) {
+  return args.float64 ? scale_as<double>(args, begin, end) : scale_as<float>(args, begin, end);
+}
+
+FASTVAE_NAMESPACE_END
+
+namespace fastvae::cpu {
+const Kernels FASTVAE_KERNELS = {FASTVAE_ISA::reconstruction, FASTVAE_ISA::latent, FASTVAE_ISA::normal,
+                                 FASTVAE_ISA::scale};
+}

@@ -1,0 +1,105 @@
+"""Prints the polynomial coefficients of elementary.h: `python csrc/math/minimax.py` (needs mpmath, which torch brings).
+
+Each function is written as known leading terms times a polynomial. The polynomial is the Remez exchange's minimax fit of the
+relative error, in 60 digits; the leading coefficients that are exact in binary are kept exact.
+"""
+
+from collections.abc import Callable
+
+import mpmath as mp
+
+mp.mp.dps = 60
+
+
+def remez(f: Callable, lo: float, hi: float, degree: int) -> tuple[list, mp.mpf]:
+    """Coefficients (constant first) minimising max |p(x) / f(x) - 1| on [lo, hi], and that maximum."""
+    lo, hi, n = mp.mpf(lo), mp.mpf(hi), degree + 2
+    nodes = [(lo + hi) / 2 - (hi - lo) / 2 * mp.cos(mp.pi * k / (n - 1)) for k in range(n)]
+    grid = [lo + (hi - lo) * k / mp.mpf(2000) for k in range(2001)]
+    for _ in range(30):
+        a = mp.matrix(n, n)
+        for i, x in enumerate(nodes):
+            for j in range(degree + 1):
+                a[i, j] = x**j / f(x)
+            a[i, degree + 1] = (-1) ** i
+        solution = mp.lu_solve(a, mp.matrix([1] * n))
+        coefficients = [solution[j] for j in range(degree + 1)]
+        error = [mp.polyval(coefficients[::-1], x) / f(x) - 1 for x in grid]
+        # One extremum between each two sign changes.
+        pieces, start = [], 0
+        for k in range(1, len(grid) + 1):
+            if k == len(grid) or mp.sign(error[k]) != mp.sign(error[start]):
+                pieces.append(max(range(start, k), key=lambda m: abs(error[m])))
+                start = k
+        if len(pieces) != n:
+            break
+        new = [grid[k] for k in pieces]
+        if max(abs(u - v) for u, v in zip(new, nodes, strict=True)) < (hi - lo) / 1000:
+            break
+        nodes = new
+    return coefficients, max(abs(e) for e in error)
+
+
+def series(f: Callable, terms: Callable[[int], mp.mpf]) -> Callable:
+    """f, but its Taylor series (terms(k) * x^k) near zero, where f cancels."""
+    return lambda x: mp.nsum(lambda k: terms(int(k)) * x**k, [0, 60]) if abs(x) < 1e-3 else f(x)
+
+
+LN2_2 = mp.log(2) / 2
+QUARTER_PI_SQUARED = (mp.pi / 4) ** 2
+ATANH_SQUARED = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2
+
+FITS = {
+    # exp(r) = 1 + r + r^2 p(r), |r| <= ln2 / 2
+    "exp": (
+        series(lambda r: (mp.exp(r) - 1 - r) / r**2, lambda k: 1 / mp.factorial(k + 2)),
+        -LN2_2,
+        LN2_2,
+        {"float": 4, "double": 10},
+    ),
+    # exp(l) - 1 - l = l^2 p(l), -1 <= l <= 2
+    "expm1_minus": (
+        series(lambda r: (mp.exp(r) - 1 - r) / r**2, lambda k: 1 / mp.factorial(k + 2)),
+        -1,
+        2,
+        {"float": 8, "double": 17},
+    ),
+    # log((1 + s) / (1 - s)) = 2 s + s y p(y) with y = s^2
+    "log": (
+        series(
+            lambda y: (2 * mp.atanh(mp.sqrt(y)) / mp.sqrt(y) - 2) / y,
+            lambda k: mp.mpf(2) / (2 * k + 3),
+        ),
+        0,
+        ATANH_SQUARED,
+        {"float": 2, "double": 6},
+    ),
+    # sin(x) = x + x y p(y), y = x^2, |x| <= pi / 4
+    "sin": (
+        series(
+            lambda y: (mp.sin(mp.sqrt(y)) / mp.sqrt(y) - 1) / y,
+            lambda k: (-1) ** (k + 1) / mp.factorial(2 * k + 3),
+        ),
+        0,
+        QUARTER_PI_SQUARED,
+        {"float": 2, "double": 5},
+    ),
+    # cos(x) = 1 - y / 2 + y^2 p(y)
+    "cos": (
+        series(
+            lambda y: (mp.cos(mp.sqrt(y)) - 1 + y / 2) / y**2,
+            lambda k: (-1) ** k / mp.factorial(2 * k + 4),
+        ),
+        0,
+        QUARTER_PI_SQUARED,
+        {"float": 2, "double": 5},
+    ),
+}
+
+if __name__ == "__main__":
+    for name, (f, lo, hi, degrees) in FITS.items():
+        for dtype, degree in degrees.items():
+            coefficients, error = remez(f, lo, hi, degree)
+            digits = 10 if dtype == "float" else 19
+            print(f"{name} {dtype} degree {degree}, relative error of p {mp.nstr(error, 3)}")
+            print("  " + ", ".join(mp.nstr(c, digits) for c in coefficients))

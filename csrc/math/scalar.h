@@ -1,0 +1,54 @@
+// The primitives that the formulas are written in, for one number. csrc/cpu/vec.h has the same names for a vector of
+// them, so that every formula is written once, as a template over T.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "config.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// For T = float or double (or a vector of them): the element's type, and integers of the same width.
+template <class T>
+struct Traits;
+template <>
+struct Traits<float> {
+  using Scalar = float;
+  using Int = int32_t;
+  using UInt = uint32_t;
+};
+template <>
+struct Traits<double> {
+  using Scalar = double;
+  using Int = int64_t;
+  using UInt = uint64_t;
+};
+template <class T>
+using ScalarOf = typename Traits<T>::Scalar;
+
+template <class To, class From>
+FASTVAE_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast between types of different sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FASTVAE_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+FASTVAE_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+FASTVAE_INLINE float square_root(float x) { return sqrtf(x); }
+FASTVAE_INLINE double square_root(double x) { return sqrt(x); }
+
+// Signed integer to the floating type of its width. The double one is for |i| < 2^51 only: a vector of int64 has no
+// conversion of its own before AVX-512.
+FASTVAE_INLINE float to_real(int32_t i) { return static_cast<float>(i); }
+FASTVAE_INLINE double to_real(int64_t i) { return static_cast<double>(i); }
+
+// The low 32 bits of a times m, in full.
+FASTVAE_INLINE uint64_t multiply_low32(uint64_t a, uint32_t m) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(a)) * m;
+}
+
+FASTVAE_NAMESPACE_END

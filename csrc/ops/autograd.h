@@ -1,0 +1,201 @@
+// One autograd node for all ops. An op describes itself by
+//
+//   struct Op {
+//     static constexpr const char* kName;
+//     static constexpr int kInputs;  // tensors that may want a gradient
+//     static constexpr int kSaved;   // tensors that the backward pass needs
+//     // The gradients of the inputs that want one (the others undefined), given those of the outputs (perhaps
+//     undefined), by
+//     // the fused kernels and, for second derivatives, in aten ops:
+//     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
+//     variable_list differentiable_backward(... the same ...) const;
+//   };
+//
+// It is a hand-written node, not torch::autograd::Function, since torch.func refuses that one.
+#pragma once
+
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "common.h"
+
+namespace fastvae {
+
+using torch::autograd::variable_list;
+
+template <size_t N>
+using Wants = std::array<bool, N>;
+
+// ---- Registration.
+
+inline const std::vector<at::Tag> kPure{at::Tag::pt2_compliant_tag};
+inline const std::vector<at::Tag> kRandom{at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+
+// One function for all devices: its shapes for Meta tensors cannot drift from the real ones. (A CUDA tensor gets its
+// message from check_tensor.)
+template <class Function>
+void implement(torch::Library& m, const char* name, Function* function) {
+  for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
+    m.impl(name, torch::dispatch(key, function));
+  }
+}
+
+// An op that the autograd kernels call: differentiating through it by itself is an error, not silence.
+template <class Function>
+void implement_inner(torch::Library& m, const char* name, Function* function) {
+  implement(m, name, function);
+  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, torch::autograd::autogradNotImplementedFallback()));
+}
+
+template <class Function>
+auto find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
+}
+
+// Whether a call is being traced or wrapped (torch.compile, torch.func, a tensor subclass) rather than run.
+inline bool is_traced(const Tensor& t) { return at::isTensorSubclassLike(t); }
+
+// A number for a random op's `draw` argument: AOTAutograd merges equal calls, random ones too, so each traced one must
+// differ.
+inline int64_t next_draw(const Tensor& t) {
+  static std::atomic<int64_t> draws{0};
+  return is_traced(t) ? ++draws : 0;
+}
+
+// ---- The node.
+
+// Multiplies gradients that were made for an upstream gradient of 1 by the real one (scale.cpp).
+void scale_gradients(variable_list& gradients, const Tensor& g);
+
+// Whether gradients may be made in the forward pass and kept for the backward pass. float16 ones would underflow before
+// the loss scale reaches them; with hooks on saved tensors (checkpointing, offloading) nothing may be kept beside the
+// inputs.
+inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
+  for (const Tensor& t : of) {
+    if (t.defined() && t.requires_grad() && t.scalar_type() == at::kHalf) return false;
+  }
+  return !at::SavedTensorDefaultHooks::get_hooks().has_value();
+}
+
+template <class Op>
+class FusedBackward final : public torch::autograd::Node {
+ public:
+  Op op;
+  std::array<torch::autograd::SavedVariable, Op::kSaved> saved;
+  // Gradients made in the forward pass for the case that the first output's upstream gradient is 1 and the others have
+  // none; empty, or one for each input (undefined where none is wanted).
+  variable_list kept;
+
+  std::string name() const override { return Op::kName; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved) variable.reset_data();
+    kept.clear();
+  }
+
+ protected:
+  variable_list apply(variable_list&& g) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list none(Op::kInputs);
+    const auto is_defined = [](const Tensor& t) { return t.defined(); };
+    if (std::none_of(g.begin(), g.end(), is_defined)) return none;
+    Wants<Op::kInputs> wants;
+    for (int i = 0; i < Op::kInputs; ++i) wants[i] = task_should_compute_output(i);
+
+    const bool differentiable = at::GradMode::is_enabled();
+    if (!kept.empty() && !differentiable && g[0].defined() && std::none_of(g.begin() + 1, g.end(), is_defined)) {
+      // The first such backward takes the gradients with it, so that a later one cannot scale them again: that
+      // recomputes.
+      variable_list taken = std::move(kept);
+      kept.clear();
+      for (int i = 0; i < Op::kInputs; ++i) {
+        if (!wants[i]) taken[i] = Tensor();
+      }
+      scale_gradients(taken, g[0]);
+      return taken;
+    }
+    std::array<Tensor, Op::kSaved> tensors;
+    for (int i = 0; i < Op::kSaved; ++i) tensors[i] = saved[i].unpack(this_node());
+    if (differentiable) return op.differentiable_backward(g, tensors, wants);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return op.backward(g, tensors, wants);
+  }
+
+ private:
+  auto this_node() {
+    using Pointer = decltype(torch::autograd::Edge::function);
+    if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>) {
+      return this->shared_from_this();
+    } else {
+      return this->getptr();
+    }
+  }
+};
+
+// A node is held by intrusive_ptr from torch 2.13 on, by shared_ptr before.
+template <class N, class Pointer = decltype(torch::autograd::Edge::function)>
+auto make_node() {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<N>(new N(), [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<N>();
+  }
+}
+
+// The node of one call, with an edge to each input.
+template <class Op>
+auto record(Op op, const std::array<Tensor, Op::kInputs>& inputs, const std::array<Tensor, Op::kSaved>& saved,
+            variable_list kept = {}) {
+  auto node = make_node<FusedBackward<Op>>();
+  torch::autograd::edge_list edges(Op::kInputs);
+  for (int i = 0; i < Op::kInputs; ++i) {
+    if (inputs[i].defined() && inputs[i].requires_grad()) edges[i] = torch::autograd::impl::gradient_edge(inputs[i]);
+  }
+  node->set_next_edges(std::move(edges));
+  node->op = std::move(op);
+  for (int i = 0; i < Op::kSaved; ++i) node->saved[i] = torch::autograd::SavedVariable(saved[i], /*is_output=*/false);
+  node->kept = std::move(kept);
+  return node;
+}
+
+template <size_t N>
+Wants<N> wanted(const std::array<Tensor, N>& inputs) {
+  Wants<N> wants;
+  for (size_t i = 0; i < N; ++i) wants[i] = inputs[i].defined() && inputs[i].requires_grad();
+  return wants;
+}
+
+inline void check_no_forward_ad(const char* op, at::ArrayRef<Tensor> tensors) {
+  for (const Tensor& t : tensors) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !torch::autograd::isFwGradDefined(t), op,
+        ": forward-mode automatic differentiation is not implemented; use reverse mode (backward, torch.func.vjp)");
+  }
+}
+
+// Puts a list that holds the wanted gradients only back into one place for each input.
+template <size_t N>
+variable_list placed(const std::vector<Tensor>& wanted, const std::array<bool, N>& wants) {
+  variable_list all(N);
+  size_t next = 0;
+  for (size_t i = 0; i < N; ++i) {
+    if (wants[i]) all[i] = wanted[next++];
+  }
+  return all;
+}
+
+}  // namespace fastvae

@@ -1,0 +1,66 @@
+// What every op needs: its arguments checked once, reductions, and tensors as the kernels see them.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace fastvae {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : Tensor(); }
+inline OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
+enum class Reduction { sum, batchmean, mean, sample, none };
+
+// ---- Checks. `op` is the function the user called; each raises a ValueError, TypeError or RuntimeError that names it.
+
+Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none);
+// A strided floating-point tensor with a batch dimension, on a device that this build has kernels for.
+void check_tensor(const char* op, const char* name, const Tensor& t);
+void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
+void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
+void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar);
+void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, const OptionalTensor& logvar_p);
+void check_noise(const char* op, const Tensor& mu, const OptionalTensor& eps,
+                 const std::optional<at::Generator>& generator);
+
+// ---- Reductions.
+
+inline bool is_scalar(Reduction r) { return r == Reduction::sum || r == Reduction::batchmean || r == Reduction::mean; }
+// What the sum over the elements (or over an event's) is divided by.
+c10::SymInt divisor(Reduction r, const Tensor& like);
+double divisor_value(Reduction r, const Tensor& like);
+// float64 for float64, else float32.
+at::ScalarType result_type(const Tensor& like);
+// An uninitialised result of the reduction.
+Tensor empty_result(Reduction r, const Tensor& like);
+// g, the gradient of a reduced result, as a factor of the elements' gradients (differentiably).
+Tensor spread(const Tensor& g, Reduction r, const Tensor& like);
+// 16-bit tensors as float32, others as they are (differentiably).
+Tensor widened(const Tensor& t);
+
+// ---- Tensors as kernels see them.
+
+// The order in which a pass visits the dimensions: that of `like` in memory where the order of elements is free
+// (keep_batch: the batch dimension stays first); empty means the logical order.
+std::vector<int64_t> memory_order(const Tensor& like, bool keep_batch);
+View view_of(const Tensor& t, at::IntArrayRef order = {});
+// The gradient of a reduced result, seen as a tensor of `like`'s shape.
+View upstream_view(const Tensor& g, Reduction r, const Tensor& like, at::IntArrayRef order = {});
+// The result of a reduction over no element: a sum of 0, a mean of NaN.
+void fill_empty(const Tensor& result, Reduction r, const Tensor& like);
+cpu::Sums sums_of(const Tensor& result, Reduction r, const Tensor& like);
+
+// The gradients of the inputs that want one, uninitialised, with the inputs' layout.
+Tensor empty_gradient(bool wanted, const Tensor& of);
+std::vector<Tensor> defined_only(std::initializer_list<Tensor> tensors);
+
+}  // namespace fastvae

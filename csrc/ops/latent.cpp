@@ -1,0 +1,103 @@
+#include "latent.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/sub.h>
+
+namespace fastvae {
+
+LatentResult latent_pass(const LatentCall& call) {
+  const Tensor& like = call.logvar;
+  const bool sample = call.want_z || call.dz.defined();
+  LatentResult r;
+  if (call.want_z) r.z = at::empty_like(call.mu);
+  if (call.want_kl) r.kl = empty_result(*call.reduction, like);
+  r.d_mu = empty_gradient(call.wants[0], call.mu);
+  r.d_logvar = empty_gradient(call.wants[1], call.logvar);
+  r.d_mu_p = empty_gradient(call.wants[2], call.mu_p);
+  r.d_logvar_p = empty_gradient(call.wants[3], call.logvar_p);
+  r.d_eps = empty_gradient(call.wants[4], call.eps);
+  if (like.is_meta()) return r;
+  if (like.numel() == 0) {
+    if (call.want_kl) fill_empty(r.kl, *call.reduction, like);
+    return r;
+  }
+  // Noise belongs to elements in their logical order; all else may go by memory.
+  const bool draws = sample && !call.eps.defined();
+  const auto order = draws ? std::vector<int64_t>() : memory_order(like, call.reduction == Reduction::sample);
+  const auto view = [&](const Tensor& t) { return view_of(t, order); };
+
+  cpu::LatentArgs args;
+  args.float64 = like.scalar_type() == at::kDouble;
+  args.mu = view(call.mu);
+  args.logvar = view(call.logvar);
+  args.mu_p = view(call.mu_p);
+  args.logvar_p = view(call.logvar_p);
+  args.z = view(r.z);
+  args.dz = view(call.dz);
+  args.eps = view(call.eps);
+  if (draws) {
+    const int64_t* state = call.state.const_data_ptr<int64_t>();
+    args.seed = static_cast<uint64_t>(state[0]);
+    args.offset = static_cast<uint64_t>(state[1]);
+  }
+  args.d_mu = view(r.d_mu);
+  args.d_logvar = view(r.d_logvar);
+  args.d_mu_p = view(r.d_mu_p);
+  args.d_logvar_p = view(r.d_logvar_p);
+  args.d_eps = view(r.d_eps);
+  cpu::Sums sums;
+  if (call.reduction.has_value()) {
+    args.prior = call.mu_p.defined() ? cpu::Prior::given : cpu::Prior::standard;
+    args.scale = call.weight / divisor_value(*call.reduction, like);
+    args.upstream = upstream_view(call.upstream, *call.reduction, like, order);
+    if (call.want_kl && call.reduction == Reduction::none) args.value = view(r.kl);
+    sums = sums_of(r.kl, *call.reduction, like);
+  }
+  cpu::latent(args, like.numel(), sums);
+  return r;
+}
+
+Tensor draw_state(const Tensor& like, const std::optional<at::Generator>& generator) {
+  Tensor state = at::empty({2}, like.options().dtype(at::kLong));
+  if (like.is_meta()) return state;
+  auto* cpu = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  std::lock_guard<std::mutex> lock(cpu->mutex_);
+  int64_t* seed_and_offset = state.mutable_data_ptr<int64_t>();
+  seed_and_offset[0] = static_cast<int64_t>(cpu->random64());
+  seed_and_offset[1] = 0;
+  return state;
+}
+
+variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, const Tensor& logvar, const Tensor& mu_p,
+                                         const Tensor& logvar_p, Reduction reduction, Wants<4> wants) {
+  const Tensor factor = spread(g, reduction, mu);
+  const Tensor m = widened(mu), l = widened(logvar);
+  const bool standard = !mu_p.defined();
+  const Tensor p = standard ? Tensor() : widened(logvar_p);
+  const Tensor delta = standard ? m : m - widened(mu_p);
+  const Tensor pull = standard ? m : delta * at::exp(-p);
+  const Tensor half_expm1 = 0.5 * at::expm1(standard ? l : l - p);
+  const auto finish = [&](bool want, const Tensor& d) { return want ? (factor * d).to(mu.scalar_type()) : Tensor(); };
+  return {finish(wants[0], pull), finish(wants[1], half_expm1), finish(wants[2], wants[2] ? -pull : pull),
+          finish(wants[3], wants[3] ? -(half_expm1 + 0.5 * delta * pull) : pull)};
+}
+
+variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
+                                             const Tensor& state, Wants<3> wants) {
+  variable_list g(3);
+  if (wants[0]) g[0] = dz;
+  const Tensor scaled = wants[1] || wants[2] ? widened(dz) * at::exp(0.5 * widened(logvar)) : Tensor();
+  if (wants[1])
+    g[1] = (0.5 * scaled * (eps.defined() ? eps.to(scaled.scalar_type()) : noise_of(logvar, state)))
+               .to(logvar.scalar_type());
+  if (wants[2]) g[2] = scaled.to(eps.scalar_type());
+  return g;
+}
+
+}  // namespace fastvae

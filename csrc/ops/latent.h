@@ -1,0 +1,45 @@
+// One pass over the latents, as kl_normal, reparameterize, sample_and_kl and vae_loss use it: a sample, the KL
+// divergence, their gradients, or what is wanted of them together.
+#pragma once
+
+#include "autograd.h"
+
+namespace fastvae {
+
+struct LatentCall {
+  Tensor mu, logvar;
+  Tensor mu_p, logvar_p;  // undefined: the prior is N(0, 1)
+  // The KL divergence, if there is a reduction.
+  std::optional<Reduction> reduction;
+  double weight = 1;     // its gradients are those of weight * KL ...
+  Tensor upstream;       // ... times this, if defined
+  bool want_kl = false;  // its value
+  // The sample: forward (want_z) or backward (dz).
+  bool want_z = false;
+  Tensor dz;
+  Tensor eps;           // given noise, or
+  Tensor state;         // (seed, offset), int64, from which the noise is made
+  Wants<5> wants = {};  // gradients of mu, logvar, mu_p, logvar_p, eps
+};
+
+struct LatentResult {
+  Tensor z, kl;
+  Tensor d_mu, d_logvar, d_mu_p, d_logvar_p, d_eps;
+};
+
+LatentResult latent_pass(const LatentCall& call);
+
+// A new (seed, offset) on like's device: one 64-bit draw from the generator (or torch's default one) as the seed,
+// offset 0.
+Tensor draw_state(const Tensor& like, const std::optional<at::Generator>& generator);
+// The noise of a state, in the type of the arithmetic (float32, or float64 for float64). Callable while tracing.
+Tensor noise_of(const Tensor& like, const Tensor& state);
+
+// Gradients of the KL divergence in aten ops, for second derivatives; mu_p and logvar_p may be undefined.
+variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, const Tensor& logvar, const Tensor& mu_p,
+                                         const Tensor& logvar_p, Reduction reduction, Wants<4> wants);
+// Gradients of mu, logvar and eps through the sample.
+variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
+                                             const Tensor& state, Wants<3> wants);
+
+}  // namespace fastvae

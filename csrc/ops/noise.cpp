@@ -1,0 +1,117 @@
+// The noise by itself, the state that makes it, and the scaling of kept gradients.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+
+#include "../math/philox.h"
+#include "latent.h"
+
+namespace fastvae {
+namespace {
+
+void fill(const Tensor& out, uint64_t seed, uint64_t offset, uint64_t start) {
+  if (out.numel() == 0) return;
+  cpu::NormalArgs args;
+  args.out = view_of(out);
+  args.seed = seed;
+  args.offset = offset;
+  args.start = start;
+  cpu::normal(args, out.numel());
+}
+
+Tensor philox_normal(c10::SymIntArrayRef size, int64_t seed, int64_t offset, int64_t start, at::ScalarType dtype,
+                     at::Device device) {
+  constexpr const char* kOp = "fastvae.random.philox_normal";
+  TORCH_CHECK_VALUE(start >= 0, kOp, ": start must not be negative, but got ", start);
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, kOp,
+                   ": dtype must be float32, float64, bfloat16 or float16, but got ", dtype);
+  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp, ": device must be the CPU in this build, but got ", device);
+  Tensor out = at::empty_symint(size, at::TensorOptions(device).dtype(dtype));
+  if (!out.is_meta())
+    fill(out, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), static_cast<uint64_t>(start));
+  return out;
+}
+
+// The ten rounds alone, for the known-answer vectors.
+Tensor philox_words(at::IntArrayRef counter, at::IntArrayRef key) {
+  TORCH_CHECK_VALUE(counter.size() == 4 && key.size() == 2,
+                    "fastvae.philox_words: needs 4 counter words and 2 key words, but got ", counter.size(), " and ",
+                    key.size());
+  uint64_t c[4];
+  for (int i = 0; i < 4; ++i) c[i] = static_cast<uint32_t>(counter[i]);
+  philox4x32_10(c, static_cast<uint64_t>(static_cast<uint32_t>(key[0])) | static_cast<uint64_t>(key[1]) << 32);
+  Tensor words = at::empty({4}, at::kLong);
+  for (int i = 0; i < 4; ++i) words.mutable_data_ptr<int64_t>()[i] = static_cast<uint32_t>(c[i]);
+  return words;
+}
+
+// Noise for a tensor of like's shape, in the type of the arithmetic: what return_eps keeps.
+Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
+  constexpr const char* kOp = "fastvae.reparameterize";
+  check_tensor(kOp, "mu", like);
+  check_noise(kOp, like, std::nullopt, generator);
+  const Tensor state = draw_state(like, generator);
+  Tensor out = at::empty_like(like, like.options().dtype(result_type(like)));
+  if (!out.is_meta()) fill(out, static_cast<uint64_t>(state.const_data_ptr<int64_t>()[0]), 0, 0);
+  return out;
+}
+
+Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
+  static const auto op = find_op<decltype(normal_like)>("fastvae::_normal_like");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(like, generator, next_draw(like));
+}
+
+Tensor noise(const Tensor& like, const Tensor& state) {
+  Tensor out = at::empty_like(like, like.options().dtype(result_type(like)));
+  if (out.is_meta()) return out;
+  const int64_t* seed_and_offset = state.const_data_ptr<int64_t>();
+  fill(out, static_cast<uint64_t>(seed_and_offset[0]), static_cast<uint64_t>(seed_and_offset[1]), 0);
+  return out;
+}
+
+}  // namespace
+
+Tensor noise_of(const Tensor& like, const Tensor& state) {
+  static const auto op = find_op<decltype(noise)>("fastvae::_noise");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(like, state);
+}
+
+void scale_gradients(variable_list& gradients, const Tensor& g) {
+  if (is_traced(g)) {
+    // Out of place, for a tracer to see; in the arithmetic of the kernel.
+    for (Tensor& t : gradients) {
+      if (t.defined()) t = (widened(t) * g.to(result_type(t))).to(t.scalar_type());
+    }
+    return;
+  }
+  if (g.is_meta()) return;
+  const double factor = g.scalar_type() == at::kDouble ? *g.const_data_ptr<double>() : *g.const_data_ptr<float>();
+  if (factor == 1) return;
+  for (const Tensor& t : gradients) {
+    if (!t.defined() || t.numel() == 0) continue;
+    const auto order = memory_order(t, /*keep_batch=*/false);
+    cpu::ScaleArgs args;
+    args.tensor = view_of(t, order);
+    args.upstream = upstream_view(g, Reduction::sum, t, order);
+    args.float64 = t.scalar_type() == at::kDouble;
+    cpu::scale(args, t.numel());
+  }
+}
+
+TORCH_LIBRARY_FRAGMENT(fastvae, m) {
+  m.def(
+      "philox_normal(SymInt[] size, *, int seed, int offset=0, int start=0, ScalarType dtype, Device device) -> Tensor",
+      kPure);
+  m.def("philox_words(int[] counter, int[] key) -> Tensor", kPure);
+  m.def("_normal_like(Tensor like, Generator? generator, int draw=0) -> Tensor", kRandom);
+  m.def("_noise(Tensor like, Tensor state) -> Tensor", kPure);
+  m.impl("philox_normal", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, philox_normal));
+  m.impl("philox_words", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, philox_words));
+  implement(m, "_normal_like", normal_like);
+  implement_inner(m, "_noise", noise);
+}
+TORCH_LIBRARY_IMPL(fastvae, Autograd, m) { m.impl("_normal_like", normal_like_autograd); }
+
+}  // namespace fastvae

@@ -1,0 +1,24 @@
+// The reconstruction part of the objective, as reconstruction_loss and vae_loss use it.
+#pragma once
+
+#include "autograd.h"
+#include "likelihood.h"
+
+namespace fastvae {
+
+void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x);
+
+struct ReconstructionResult {
+  Tensor value;           // undefined if not wanted
+  Tensor d_recon_x, d_x;  // undefined if not wanted
+};
+
+// The reduced value and/or its gradients, times upstream if that is defined, in one pass.
+ReconstructionResult reconstruction_pass(const Tensor& recon_x, const Tensor& x, cpu::Likelihood likelihood,
+                                         Reduction reduction, bool want_value, Wants<2> wants,
+                                         const Tensor& upstream = {});
+
+variable_list reconstruction_differentiable_backward(const Tensor& g, const Tensor& recon_x, const Tensor& x,
+                                                     cpu::Likelihood likelihood, Reduction reduction, Wants<2> wants);
+
+}  // namespace fastvae

@@ -1,0 +1,34 @@
+"""fastvae: fused kernels for the objective of variational autoencoders.
+
+from fastvae import reparameterize, vae_loss
+
+z = reparameterize(mu, logvar)
+loss, recon, kl = vae_loss(decoder(z), x, mu, logvar, beta=2 * sigma**2)
+"""
+
+from importlib.metadata import version as _version
+
+from fastvae import nn, random, reference
+from fastvae.functional import (
+    VAELossOutput,
+    kl_normal,
+    reconstruction_loss,
+    reparameterize,
+    sample_and_kl,
+    vae_loss,
+)
+
+__version__ = _version("fastvae")
+
+__all__ = [
+    "VAELossOutput",
+    "__version__",
+    "kl_normal",
+    "nn",
+    "random",
+    "reconstruction_loss",
+    "reference",
+    "reparameterize",
+    "sample_and_kl",
+    "vae_loss",
+]

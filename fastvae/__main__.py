@@ -1,0 +1,5 @@
+import sys
+
+from fastvae.cli import main
+
+sys.exit(main())

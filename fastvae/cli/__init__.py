@@ -1,0 +1,24 @@
+"""The command line: ``fastvae COMMAND`` or ``python -m fastvae COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import fastvae
+from fastvae.cli import demo, info, verify
+
+COMMANDS = (demo, verify, info)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fastvae",
+        description="Fused kernels for the objective of variational autoencoders.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastvae {fastvae.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    return int(args.run(args))

@@ -1,0 +1,570 @@
+"""The checks of ``fastvae verify``: on which inputs, of what, and what each contract allows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fastvae
+from fastvae import reference
+from fastvae._ops import build_info, cpu_capability
+from fastvae.cli._truth import (
+    OUTPUTS,
+    Problem,
+    call,
+    expected,
+    relative_error,
+    units_off,
+)
+
+OPS = (*OUTPUTS, "noise")
+LATENT_OPS = ("reparameterize", "kl_normal", "sample_and_kl")
+REDUCTIONS = ("none", "sample", "sum", "batchmean", "mean")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SEED = 7
+
+# The contracts, and what a user is to conclude from a broken one.
+MEANING = {
+    "rounding": "a result is further from the truth than rounding explains; do not rely on it here",
+    "near the prior": "a small KL is wrong in its leading digits",
+    "NaN and infinity": "a NaN or an overflow is hidden, or made up",
+    "same bits": "equal inputs give different bits; runs cannot be reproduced exactly",
+    "noise": "the noise is not the specified N(0, 1); samples may be biased or not reproducible",
+}
+VALUE_LIMIT, SUM_LIMIT = 4.0, 16.0  # units of rounding, where twice PyTorch's own error is less
+NEAR_PRIOR_LIMIT = {torch.float32: 1e-6, torch.float64: 2e-15}  # relative: about 8 units
+NOISE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-14}  # of max(1, |eps|)
+STANDARD_ERRORS = 5.0  # for moments; their seed is fixed, so the verdict never varies
+
+# Random123's known answers for philox4x32-10: counter, key, output.
+PHILOX_ANSWERS = (
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison; it holds when ``error <= limit``, which a NaN never is."""
+
+    contract: str
+    op: str
+    case: str
+    dtype: str
+    error: float
+    limit: float
+    unit: str
+    result: str = ""  # rounding: "value", "sum" or "gradient"
+    torch_error: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.limit
+
+    @property
+    def strain(self) -> float:
+        """How much of the limit is used up: what checks are ranked by."""
+        if not self.ok:
+            return math.inf if math.isnan(self.error) or not self.limit else self.error / self.limit
+        return self.error / self.limit if self.limit else 0.0
+
+
+# Inputs -------------------------------------------------------------------------------------------
+
+
+class _Maker:
+    """Tensors from NumPy's generator: torch's own draws depend on the CPU's instruction set."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rng = np.random.default_rng(SEED)
+
+    def uniform(self, shape: Sequence[int], low: float, high: float, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(self.rng.uniform(low, high, shape)).to(self.device, dtype)
+
+    def posterior(
+        self, shape: Sequence[int], dtype: torch.dtype, low: float = -5, high: float = 3
+    ) -> dict[str, Tensor]:
+        """As encoders deliver them: halves of one tensor, hence rows with gaps.
+
+        Near the prior (logvar = 0) PyTorch's own error would excuse anything: `_near_prior` looks
+        there, and these inputs keep away from it.
+        """
+        mu = self.uniform(shape, -3, 3, dtype)
+        logvar = self.uniform(shape, low, high, dtype)
+        logvar = torch.where(logvar.abs() < 0.25, logvar + 0.5, logvar)
+        return dict(zip(("mu", "logvar"), torch.cat([mu, logvar], 1).chunk(2, 1), strict=True))
+
+    def prior(self, logvar: Tensor) -> dict[str, Tensor]:
+        """Of logvar's shape, and as far from it as `posterior` is from 0."""
+        logvar_p = self.uniform(logvar.shape, -4, 2, logvar.dtype)
+        logvar_p = torch.where((logvar - logvar_p).abs() < 0.25, logvar_p - 0.5, logvar_p)
+        return {"mu_p": self.uniform(logvar.shape, -3, 3, logvar.dtype), "logvar_p": logvar_p}
+
+    def upstream(self, shape: Sequence[int], reduction: str = "none") -> Tensor:
+        """Not 1 but +-k / 64 in [0.5, 2), which every dtype holds exactly."""
+        shape = {"none": tuple(shape), "sample": (shape[0],)}.get(reduction, ())
+        value = self.rng.integers(32, 128, shape) / 64 * (1 - 2 * self.rng.integers(0, 2, shape))
+        return torch.as_tensor(value, dtype=torch.float64, device=self.device)
+
+
+def _generator(device: torch.device, seed: int = SEED) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _drawn_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What an op draws for `shape` from `_generator`: in 16 bits float32's noise, unrounded."""
+    wide = torch.promote_types(dtype, torch.float32)
+    zeros = torch.zeros(tuple(shape), dtype=wide, device=device)
+    _, eps = fastvae.reparameterize(zeros, zeros, generator=_generator(device), return_eps=True)
+    return eps
+
+
+def _latent_problems(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    reductions: Sequence[str],
+) -> Iterator[Problem]:
+    samples = "z" in OUTPUTS[op]
+    ranges = {"typical": (-5, 3)}
+    if samples:
+        ranges["wide"] = (-40, 8)  # sigma << |mu|, where a gradient from z - mu would cancel
+    for span, (low, high) in ranges.items():
+        for reduction in reductions if op != "reparameterize" else (None,):
+            for variant in (False, True):  # a prior; for reparameterize, a given eps
+                make = _Maker(device)
+                tensors = make.posterior(shape, dtype, low, high)
+                upstream, options, case = {}, {}, span
+                if reduction is None:
+                    case += ", eps given" if variant else ", eps drawn"
+                else:
+                    tensors |= make.prior(tensors["logvar"]) if variant else {}
+                    upstream["kl"] = make.upstream(shape, reduction)
+                    options["reduction"] = reduction
+                    case += f", {'prior' if variant else 'N(0, 1)'}, {reduction}"
+                wants = tuple(tensors)
+                drawn = samples and not (reduction is None and variant)
+                if samples:
+                    upstream["z"] = make.upstream(shape)
+                    tensors["eps"] = _drawn_noise(shape, dtype, device)
+                if samples and not drawn:
+                    tensors["eps"] = tensors["eps"].to(dtype)
+                    wants += ("eps",)
+                seed = SEED if drawn else None
+                yield Problem(op, case, _label(dtype), tensors, wants, upstream, options, seed)
+
+
+def _image_problems(
+    op: str,
+    shape: Sequence[int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    device: torch.device,
+    reductions: Sequence[str],
+) -> Iterator[Problem]:
+    pairs = [(reduction, reduction) for reduction in reductions]
+    if op == "vae_loss" and "mean" in reductions:
+        pairs.append(("mean", "batchmean"))
+    for likelihood in ("mse", "gaussian"):
+        for reduction, kl_reduction in pairs:
+            # First the usual training step, where x is data and only the loss is differentiated.
+            for everything in (False, True):
+                make = _Maker(device)
+                tensors = {
+                    "recon_x": make.uniform(shape, -1, 2, dtypes[0]),
+                    "x": make.uniform(shape, 0, 1, dtypes[1]),
+                }
+                options: dict[str, Any] = {"likelihood": likelihood, "reduction": reduction}
+                case = f"{likelihood}, {reduction}"
+                if op == "vae_loss":
+                    tensors |= make.posterior((shape[0], 67), dtypes[0])
+                    options |= {"beta": 0.3, "kl_reduction": kl_reduction}
+                    case += f"/{kl_reduction}" if kl_reduction != reduction else ""
+                case += ", every gradient" if everything else ""
+                wants = tuple(n for n in tensors if everything or n != "x")
+                reached = OUTPUTS[op] if everything else OUTPUTS[op][:1]
+                upstream = {name: make.upstream(shape, reduction) for name in reached}
+                yield Problem(op, case, _label(*dtypes), tensors, wants, upstream, options)
+
+
+def _problems(
+    op: str,
+    shape: Sequence[int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    device: torch.device,
+    reductions: Sequence[str] = REDUCTIONS,
+) -> Iterator[Problem]:
+    if op in ("sample_and_kl", "vae_loss"):
+        reductions = [reduction for reduction in reductions if reduction != "none"]
+    if op in LATENT_OPS:
+        return _latent_problems(op, shape, dtypes[0], device, reductions)
+    return _image_problems(op, shape, dtypes, device, reductions)
+
+
+def _label(*dtypes: torch.dtype) -> str:
+    return "/".join(dict.fromkeys(str(d).removeprefix("torch.") for d in dtypes))
+
+
+# Values and gradients -----------------------------------------------------------------------------
+
+
+def _fastvae(problem: Problem) -> Callable[..., Any]:
+    """The op; where it draws its noise, with a generator that starts afresh at each call."""
+    function: Callable[..., Any] = getattr(fastvae, problem.op)
+    seed = problem.generator_seed
+    if seed is None:
+        return function
+
+    def drawing(*, eps: Tensor, **kwargs: Any) -> Any:
+        return function(**kwargs, generator=_generator(eps.device, seed))
+
+    return drawing
+
+
+def _with_gradients(
+    function: Callable[..., Any], problem: Problem, tensors: dict[str, Tensor], backwards: int = 1
+) -> list[dict[str, Tensor]]:
+    """Outputs and gradients (``d_<input>``), for each of `backwards` passes through one graph."""
+    leaves = {n: t.detach().requires_grad_(n in problem.wants) for n, t in tensors.items()}
+    outputs = call(function, problem, leaves)
+    reached = [outputs[n] for n in problem.upstream]
+    flowing = [g.to(outputs[n].dtype) for n, g in problem.upstream.items()]
+    wanted = [leaves[n] for n in problem.wants]
+    passes = []
+    for i in range(backwards):
+        grads = torch.autograd.grad(reached, wanted, flowing, retain_graph=i + 1 < backwards)
+        named = {f"d_{n}": g for n, g in zip(problem.wants, grads, strict=True)}
+        passes.append({n: o.detach() for n, o in outputs.items()} | named)
+    return passes
+
+
+def _rounding(problem: Problem) -> Iterator[Check]:
+    ours, again = _with_gradients(_fastvae(problem), problem, problem.tensors, backwards=2)
+    with torch.no_grad():  # another path in the ops: no gradients are made on the way
+        bare = call(_fastvae(problem), problem, problem.tensors)
+
+    plain = getattr(reference, problem.op)
+    narrow = dict(problem.tensors)
+    if "eps" in narrow:
+        narrow["eps"] = narrow["eps"].to(problem.input_dtype)
+    (torch_own,) = _with_gradients(plain, problem, narrow)
+    # In 16 bits PyTorch's own error would excuse anything; its error in float32 sets the limit.
+    wide = {n: t.to(problem.arithmetic) for n, t in problem.tensors.items()}
+    (torch_wide,) = _with_gradients(plain, problem, wide)
+
+    for name, truth in expected(problem, exact=problem.input_dtype is torch.float64).items():
+        dtype = problem.result_dtype(name)
+        if name.startswith("d_"):
+            kind = "gradient"
+        else:
+            kind = "value" if name == "z" or problem.options["reduction"] == "none" else "sum"
+        results = [ours[name], bare[name]] if name in bare else [ours[name]]
+        excuse = 2 * units_off(torch_wide[name].to(dtype), truth, dtype)
+        yield Check(
+            contract="rounding",
+            op=problem.op,
+            case=f"{name}: {problem.case}",
+            dtype=problem.dtype,
+            error=max(units_off(r, truth, dtype) for r in results),
+            limit=max(excuse, SUM_LIMIT if kind == "sum" else VALUE_LIMIT),
+            unit="units",
+            result=kind,
+            torch_error=units_off(torch_own[name], truth, dtype),
+        )
+    yield Check(
+        contract="same bits",
+        op=problem.op,
+        case="a second backward",
+        dtype=problem.dtype,
+        error=sum(_differing(ours[n], again[n]) for n in ours),
+        limit=0,
+        unit="elements differ",
+    )
+
+
+def _near_prior(op: str, device: torch.device) -> Iterator[Check]:
+    """exp(d) - 1 - d cancels for small d = logvar - logvar_p; PyTorch's error is no excuse."""
+    steps = torch.logspace(-8, 0, 161, dtype=torch.float64, device=device)
+    d = torch.cat([steps, -steps]).unsqueeze(1)  # [samples, 1], so that "sample" shows each element
+    for dtype in DTYPES:
+        for prior in (False, True):
+            make = _Maker(device)
+            tensors = {"mu": torch.zeros_like(d).to(dtype), "logvar": d.to(dtype)}
+            if prior:
+                tensors |= make.prior(d.to(dtype))
+                tensors["mu"] = tensors["mu_p"].clone()
+                tensors["logvar"] = (tensors["logvar_p"] + d).to(dtype)
+            if op == "sample_and_kl":
+                tensors["eps"] = torch.zeros_like(tensors["mu"])
+            upstream = {"kl": make.upstream(d.shape, "sample")}
+            options = {"reduction": "sample"}
+            case = "prior" if prior else "N(0, 1)"
+            problem = Problem(op, case, _label(dtype), tensors, ("logvar",), upstream, options)
+            truth = expected(problem, exact=True)
+            (ours,) = _with_gradients(getattr(fastvae, op), problem, tensors)
+            (plain,) = _with_gradients(getattr(reference, op), problem, tensors)
+            check = partial(Check, "near the prior", op, case, problem.dtype)
+            yield check(
+                result="kl",
+                error=relative_error(ours["kl"], truth["kl"]),
+                limit=NEAR_PRIOR_LIMIT[problem.arithmetic],
+                unit="relative",
+                torch_error=relative_error(plain["kl"], truth["kl"]),
+            )
+            yield check(
+                result="d_logvar",
+                error=units_off(ours["d_logvar"], truth["d_logvar"], dtype),
+                limit=VALUE_LIMIT,
+                unit="units",
+                torch_error=units_off(plain["d_logvar"], truth["d_logvar"], dtype),
+            )
+
+
+def _classes(tensor: Tensor) -> Tensor:
+    """0 where finite, 1 or -1 where infinite, 2 where NaN."""
+    classes = torch.where(torch.isinf(tensor), tensor.sign(), 0.0)
+    return torch.where(torch.isnan(tensor), 2.0, classes).cpu()
+
+
+def _specials(op: str, device: torch.device) -> Iterator[Check]:
+    """NaN and infinity stand in the results exactly where they stand in the reference's."""
+    inf, nan = math.inf, math.nan
+    for dtype in DTYPES:
+        overflow = 800.0 if dtype is torch.float64 else 100.0  # exp(logvar), in the arithmetic
+        planted: dict[str, dict[str, list[float]]] = {
+            "NaN": {
+                "mu": [nan],
+                "logvar": [nan],
+                "mu_p": [nan],
+                "logvar_p": [nan],
+                "recon_x": [nan],
+                "x": [nan],
+                "eps": [nan],
+            },
+            "infinity": {
+                "mu": [inf, -inf],
+                "logvar": [-inf, overflow],
+                "recon_x": [inf, -inf],
+                "x": [inf],
+            },
+            "logvar = inf": {"logvar": [inf]},
+        }
+        for case, specials in planted.items():
+            wrong = 0
+            for problem in _problems(op, (4, 33), (dtype, dtype), device):
+                for i, (name, tensor) in enumerate(problem.tensors.items()):
+                    drawn = name == "eps" and problem.generator_seed is not None
+                    if name in specials and not drawn:
+                        special = torch.tensor(specials[name]).to(tensor)
+                        tensor[1, 5 * i : 5 * i + len(special)] = special
+                (ours,) = _with_gradients(_fastvae(problem), problem, problem.tensors)
+                doubles = {n: t.double() for n, t in problem.tensors.items()}
+                (true,) = _with_gradients(getattr(reference, op), problem, doubles)
+                for name in ours:
+                    right = _classes(true[name].to(problem.result_dtype(name)))
+                    wrong += int((_classes(ours[name]) != right).sum())
+            yield Check("NaN and infinity", op, case, _label(dtype), wrong, 0, "elements differ")
+
+
+# Bits ---------------------------------------------------------------------------------------------
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _differing(a: Tensor, b: Tensor) -> int:
+    """The number of elements whose bits differ."""
+    unequal = (_bytes(a) != _bytes(b)).reshape(a.numel(), a.element_size())
+    return int(unequal.any(1).sum())
+
+
+@lru_cache(maxsize=1)
+def _shared_out(op: str, device: torch.device) -> list[Problem]:
+    """With enough elements for several threads; the other reductions scale the sums of these."""
+    shape = (17, 4099) if op in LATENT_OPS else (5, 3, 71, 67)
+    reductions = ("sum", "sample")
+    return [p for d in DTYPES for p in _problems(op, shape, (d, d), device, reductions)]
+
+
+def digest(op: str, device: torch.device) -> str:
+    """A hash of the bits of all results and gradients."""
+    hashed = hashlib.sha256()
+    if op == "noise":
+        for dtype in DTYPES:
+            eps = fastvae.random.philox_normal(70_003, seed=SEED, dtype=dtype, device=device)
+            hashed.update(_bytes(eps).numpy().data)
+        return hashed.hexdigest()
+    for problem in _shared_out(op, device):
+        (results,) = _with_gradients(_fastvae(problem), problem, problem.tensors)
+        for tensor in results.values():
+            hashed.update(_bytes(tensor).numpy().data)
+    return hashed.hexdigest()
+
+
+def print_digests(*ops: str) -> None:
+    """What `_same_bits` runs in a process of its own."""
+    print(json.dumps({op: digest(op, torch.device("cpu")) for op in ops}))
+
+
+def _lesser_instruction_sets() -> list[str]:
+    """Those the extension has kernels for, below the one in use."""
+    built: list[str] = build_info()["cpu_kernels"].split()
+    return built[: built.index(cpu_capability())]
+
+
+def _same_bits(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Check]:
+    """In two runs, with one thread and with all, and unless quick for lesser instruction sets."""
+    check = partial(Check, "same bits", dtype="all", limit=0, unit="hash differs")
+    threads = torch.get_num_threads()
+    many = max(threads, 2)
+    case = f"1 and {many} threads" if device.type == "cpu" else "run after run"
+    first = {}
+    try:
+        for op in ops:
+            torch.set_num_threads(1)
+            first[op] = digest(op, device)
+            torch.set_num_threads(many)
+            yield check(op, case, error=digest(op, device) != first[op])
+    finally:
+        torch.set_num_threads(threads)
+    if quick or device.type != "cpu":
+        return
+    code = "import sys; from fastvae.cli import _checks; _checks.print_digests(*sys.argv[1:])"
+    for name in _lesser_instruction_sets():
+        ran = subprocess.run(  # torch chooses the instruction set once, when it starts
+            [sys.executable, "-c", code, *ops],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": name.replace("baseline", "default")},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        for op, other in json.loads(ran.stdout).items():
+            yield check(op, f"{name} instructions", error=other != first[op])
+
+
+# Noise --------------------------------------------------------------------------------------------
+
+
+def _box_muller(start: int, count: int, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
+    """The specified normals in ordinary arithmetic, from the Philox words."""
+    low = 0xFFFFFFFF
+    lanes = 2 if dtype is torch.float64 else 4
+    normals: list[float] = []
+    for k in range(start // lanes, (start + count - 1) // lanes + 1):
+        counter = [k & low, k >> 32, offset & low, offset >> 32]
+        w = torch.ops.fastvae.philox_words(counter, [seed & low, seed >> 32]).tolist()
+        if dtype is torch.float64:
+            pairs, bits = [((w[0] | w[1] << 32) >> 11, (w[2] | w[3] << 32) >> 11)], 53
+        else:
+            pairs, bits = [(w[0], w[1]), (w[2], w[3])], 32
+        for u, turn in pairs:
+            radius = math.sqrt(-2 * math.log(math.ldexp(u + 0.5, -bits)))
+            angle = 2 * math.pi * math.ldexp(turn, -bits)
+            normals += [radius * math.cos(angle), radius * math.sin(angle)]
+    return torch.tensor(normals, dtype=torch.float64)[start % lanes :][:count]
+
+
+def _noise(quick: bool, device: torch.device) -> Iterator[Check]:
+    philox_normal = fastvae.random.philox_normal
+    check = partial(Check, "noise", "noise")
+    wrong = 0
+    for counter, key, answer in PHILOX_ANSWERS:
+        words = torch.ops.fastvae.philox_words(counter, key).tolist()
+        wrong += sum(word != a for word, a in zip(words, answer, strict=True))
+    yield check("Philox's known answers", "uint32", wrong, 0, "words differ")
+
+    for dtype, limit in NOISE_LIMIT.items():
+        worst = 0.0
+        for start, seed, offset in ((0, 0, 0), (3, 2**62 + 11, 2**40 + 5), (2**35 - 101, 1, 2**33)):
+            got = philox_normal(
+                203, seed=seed, offset=offset, start=start, dtype=dtype, device=device
+            )
+            true = _box_muller(start, 203, seed, offset, dtype)
+            off = (got.cpu().double() - true).abs() / true.abs().clamp(min=1)
+            worst = max(worst, float(off.nan_to_num(math.inf).max()))
+        yield check("Box-Muller of its words", _label(dtype), worst, limit, "of max(1, |eps|)")
+
+    if device.type == "cpu":  # a CUDA generator's offset takes part as well
+        for dtype in DTYPES:
+            shape = (3, 1025)
+            generator = _generator(device)
+            drawn = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+            wide = torch.promote_types(dtype, torch.float32)
+            noise = philox_normal(*shape, seed=int(drawn), dtype=wide, device=device).to(dtype)
+            zeros = torch.zeros(shape, dtype=dtype, device=device)
+            z, eps = fastvae.reparameterize(
+                zeros, zeros, generator=_generator(device), return_eps=True
+            )
+            both, _ = fastvae.sample_and_kl(zeros, zeros, generator=_generator(device))
+            wrong = sum(_differing(noise, of_op) for of_op in (eps, z, both))
+            yield check("the ops draw it", _label(dtype), wrong, 0, "elements differ")
+
+    n = 1 << (18 if quick else 21)
+    for dtype in NOISE_LIMIT:
+        eps = philox_normal(n, seed=SEED, dtype=dtype, device=device).double()
+        centred = eps.square() - 1
+        moments = {  # samples, their mean, their variance
+            "mean": (eps, 0, 1),
+            "variance": (centred, 0, 2),
+            "skewness": (eps**3, 0, 15),
+            "kurtosis": (eps**4, 3, 96),
+            "neighbours": (eps[1:] * eps[:-1], 0, 1),
+            "neighbours' squares": (centred[1:] * centred[:-1], 0, 4),
+        }
+        for name, (samples, mean, variance) in moments.items():
+            error = abs(float(samples.mean()) - mean) / math.sqrt(variance / n)
+            yield check(name, _label(dtype), error, STANDARD_ERRORS, "standard errors")
+
+
+# All of it ----------------------------------------------------------------------------------------
+
+
+def _all_problems(op: str, quick: bool, device: torch.device) -> Iterator[Problem]:
+    """Of odd shapes, larger than the blocks in which sums run; unless quick, long sums too."""
+    latent = op in LATENT_OPS
+    # Decimals are slow: fewer elements in float64.
+    small: Sequence[int] = (5, 1031) if latent else (5, 3, 19, 19)
+    exact: Sequence[int] = (3, 183) if latent else (3, 3, 61)
+    large: Sequence[int] = (37, 4099) if latent else (7, 3, 83, 87)
+    for first in DTYPES:
+        for second in (first,) if latent else DTYPES:
+            pair = (first, second)
+            if first is second is torch.float64:
+                yield from _problems(op, exact, pair, device)
+            elif torch.float64 not in pair:
+                yield from _problems(op, small, pair, device)
+                if first is second and not quick:
+                    yield from _problems(op, large, pair, device, ("sum", "sample"))
+
+
+def checks(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Check]:
+    """Every check of `ops` (of `OPS`), as it is done."""
+    for op in ops:
+        if op == "noise":
+            yield from _noise(quick, device)
+            continue
+        for problem in _all_problems(op, quick, device):
+            yield from _rounding(problem)
+        if op in ("kl_normal", "sample_and_kl"):
+            yield from _near_prior(op, device)
+        yield from _specials(op, device)
+    yield from _same_bits(ops, quick, device)

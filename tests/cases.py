@@ -1,0 +1,180 @@
+"""Shapes, dtypes, layouts and inputs that the tests of all ops share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REDUCTIONS = ["sum", "batchmean", "mean", "sample", "none"]
+SCALAR_REDUCTIONS = REDUCTIONS[:3]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+HALVES = [torch.bfloat16, torch.float16]
+MIXED = [
+    (a, b)
+    for a in (torch.float32, torch.bfloat16, torch.float16)
+    for b in (torch.float32, torch.bfloat16, torch.float16)
+    if a != b
+]
+# The kernels sum in blocks of 512 elements and chunks of 4096: one below, at and above each, in rows and over rows.
+SHAPES = [
+    (1,),
+    (7,),
+    (3, 5),
+    (1, 511),
+    (2, 512),
+    (3, 513),
+    (1, 4095),
+    (2, 4097),
+    (64, 20),
+    (9, 1000),
+    (2, 3, 5, 7),
+]
+EMPTY_SHAPES = [(0,), (0, 4), (4, 0), (0, 3, 5), (2, 0, 3)]
+
+
+def tensor(values: Any, dtype: torch.dtype, device: Any = "cpu") -> Tensor:
+    """Rounded once, from float64, so that every device and instruction set sees the same numbers."""
+    return torch.tensor(np.array(values, dtype=np.float64, order="C"), dtype=dtype, device=device)
+
+
+def latents(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+    *,
+    prior: bool = False,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """mu and logvar of a posterior as it is met in training, and of a prior."""
+    rng = np.random.default_rng([seed, *shape])
+    names = ["mu", "logvar"] + ["mu_p", "logvar_p"] * prior
+    values = {
+        n: rng.uniform(-3, 2, shape) if "logvar" in n else rng.normal(0, 1.5, shape) for n in names
+    }
+    return {n: tensor(v, dtype, device) for n, v in values.items()}
+
+
+def noise(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = "cpu"
+) -> Tensor:
+    return tensor(np.random.default_rng([99, *shape]).normal(size=shape), dtype, device)
+
+
+def images(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    x_dtype: torch.dtype | None = None,
+    device: Any = "cpu",
+    *,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """recon_x and x."""
+    rng = np.random.default_rng([1000 + seed, *shape])
+    recon_x, x = rng.normal(0, 1, (2, *shape))
+    return {"recon_x": tensor(recon_x, dtype, device), "x": tensor(x, x_dtype or dtype, device)}
+
+
+def vae_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = "cpu", **kwargs: Any
+) -> dict[str, Tensor]:
+    """Images of `shape` and latents with five values for each of them."""
+    return images(shape, dtype, device=device, **kwargs) | latents(
+        (shape[0], 5), dtype, device, **kwargs
+    )
+
+
+def inputs(
+    op: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+    **kwargs: Any,
+):
+    """Inputs for the op of that name, noise included where it takes some."""
+    if op == "reconstruction_loss":
+        return images(shape, dtype, device=device, **kwargs)
+    if op == "vae_loss":
+        return vae_inputs(shape, dtype, device, **kwargs)
+    tensors = latents(shape, dtype, device, **kwargs)
+    return tensors if op == "kl_normal" else tensors | {"eps": noise(shape, dtype, device)}
+
+
+# Layouts. Each function returns a tensor with the shape (and unless it says otherwise, the values) of the one it is
+# given. What lies between the elements is NaN: a kernel that reads it shows.
+
+
+def _gap(t: Tensor) -> Tensor:
+    return torch.full_like(t, math.nan)
+
+
+def _channel(t: Tensor) -> int:
+    return min(1, t.dim() - 1)
+
+
+def _misaligned(t: Tensor) -> Tensor:
+    return torch.cat([t.new_full((1,), math.nan), t.flatten()])[1:].view(t.shape)
+
+
+def _chunk(t: Tensor) -> Tensor:
+    return torch.cat([_gap(t), t], dim=_channel(t)).chunk(2, dim=_channel(t))[1] if t.numel() else t
+
+
+def _channel_slice(t: Tensor) -> Tensor:
+    d = _channel(t)
+    return torch.cat([_gap(t), t, _gap(t), _gap(t)], dim=d).narrow(d, t.shape[d], t.shape[d])
+
+
+def _interleaved(t: Tensor) -> Tensor:
+    return torch.stack([_gap(t), t], dim=-1).unbind(-1)[1]
+
+
+def _row_step(t: Tensor) -> Tensor:
+    return torch.stack([t, _gap(t)], dim=1).flatten(0, 1)[::2]
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.movedim(_channel(t), -1).contiguous().movedim(-1, _channel(t))
+
+
+def _channels_last_slice(t: Tensor) -> Tensor:
+    return (
+        torch.cat([t, _gap(t)], dim=_channel(t))
+        .movedim(_channel(t), -1)
+        .contiguous()
+        .movedim(-1, _channel(t))
+        .narrow(_channel(t), 0, t.shape[_channel(t)])
+    )
+
+
+def _expanded_batch(t: Tensor) -> Tensor:
+    """The first row for all rows."""
+    return t[:1].expand_as(t)
+
+
+def _expanded_inside(t: Tensor) -> Tensor:
+    """The first value of each row for the whole row."""
+    return t[..., :1].expand_as(t)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "misaligned": _misaligned,
+    "chunk": _chunk,
+    "channel_slice": _channel_slice,
+    "interleaved": _interleaved,
+    "row_step": _row_step,
+    "transposed": _transposed,
+    "channels_last": _channels_last,
+    "channels_last_slice": _channels_last_slice,
+    "expanded_batch": _expanded_batch,
+    "expanded_inside": _expanded_inside,
+}

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+pytest.register_assert_rewrite("accuracy")
+
+# The same examples in every run, so that a failure belongs to the change that it appears with.
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=150)
+settings.register_profile("slow", deadline=None, derandomize=True, max_examples=2000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes long; run with --slow")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device and fastvae built with CUDA")
+    settings.load_profile("slow" if config.getoption("--slow") else "quick")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(
+            1
+        )  # the workers are the parallelism; tests about threads set their own number
+
+
+def no_cuda() -> str | None:
+    """Why tests on a CUDA device cannot run here, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    import fastvae._ops
+
+    if fastvae._ops.build_info()["cuda"].startswith("not built"):
+        return "fastvae was built without CUDA"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = []
+    if not config.getoption("--slow"):
+        skips.append(("slow", pytest.mark.skip(reason="slow: run with --slow")))
+    if reason := no_cuda():
+        skips.append(("cuda", pytest.mark.skip(reason=reason)))
+    for item in items:
+        for name, skip in skips:
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

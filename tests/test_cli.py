@@ -1,0 +1,389 @@
+"""The command line: `info`, and above all that `verify` notices when an op is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastvae
+from fastvae.cli import _checks, _truth, main
+from fastvae.cli._truth import Expected, relative_error, units_off
+
+COMMANDS = ("demo", "verify", "info")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"fastvae {command}" in capsys.readouterr().out
+
+
+def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "fastvae", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["fastvae", fastvae.__version__]
+
+
+def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "info.json"
+    assert main(["info", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    sections = json.loads(path.read_text())
+    assert sections["fastvae"]["version"] == fastvae.__version__
+    assert sections["fastvae"]["commit"]
+    assert set(sections["built with"]) == {
+        "compiler",
+        "torch",
+        "cuda",
+        "cuda archs",
+        "cpu kernels",
+        "openmp",
+    }
+    assert sections["running on"]["torch"] == torch.__version__
+    assert sections["running on"]["cpu kernels"] in sections["built with"]["cpu kernels"].split()
+    for section in sections.values():
+        assert all(name in printed and value in printed for name, value in section.items())
+
+
+# verify: on a sound build ------------------------------------------------------------------------
+
+
+def verify(tmp_path: Path, *args: str) -> tuple[int, dict[str, Any]]:
+    path = tmp_path / "verify.json"
+    status = main(["verify", "--quick", "--json", str(path), *args])
+    return status, json.loads(path.read_text())
+
+
+def test_verify_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, report = verify(tmp_path)
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert report["ok"] and all(check["ok"] for check in report["checks"])
+    assert f"All {len(report['checks'])} checks hold" in out
+
+    rounding = [c for c in report["checks"] if c["contract"] == "rounding"]
+    dtypes = {"float32", "float64", "bfloat16", "float16"}
+    for op, outputs in _truth.OUTPUTS.items():
+        checks = [c for c in rounding if c["op"] == op]
+        assert {c["dtype"] for c in checks} >= dtypes
+        assert {c["case"].split(":")[0] for c in checks} >= set(outputs)
+        if op != "reparameterize":
+            reductions = _checks.REDUCTIONS if op in ("kl_normal", "reconstruction_loss") else ()
+            for reduction in reductions or _checks.REDUCTIONS[1:]:
+                assert any(reduction in c["case"] for c in checks), (op, reduction)
+        assert any(c["result"] == "gradient" for c in checks)
+    mixed = {c["dtype"] for c in rounding if "/" in c["dtype"]}
+    assert len(mixed) == 6
+    assert {c["contract"] for c in report["checks"]} == set(_checks.MEANING)
+
+
+@pytest.mark.slow
+def test_verify_holds_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify"]) == 0, capsys.readouterr().out
+
+
+def test_verify_of_one_op(tmp_path: Path) -> None:
+    status, report = verify(tmp_path, "--ops", "reparameterize")
+    assert status == 0
+    assert {c["op"] for c in report["checks"]} == {"reparameterize"}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_verify_without_the_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--device", device]) == 2
+    assert device in capsys.readouterr().err
+
+
+# verify: on wrong ops ----------------------------------------------------------------------------
+
+Op = Callable[..., Any]
+
+
+def scaled(op: Op) -> Op:
+    """Off by 25 to 50 units of float32."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result = op(*args, **kwargs)
+        if isinstance(result, tuple):
+            return (result[0] * (1 + 3e-6), *result[1:])
+        return result * (1 + 3e-6)
+
+    return wrong
+
+
+def scaled_gradient(op: Op, factor: float = 1.02) -> Op:
+    """Right values; gradients off by 2%, five units of bfloat16."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        value = op(*args, **kwargs)
+        return value.detach() + factor * (value - value.detach())
+
+    return wrong
+
+
+def rounded(op: Op) -> Op:
+    """A result as narrow as 16-bit inputs."""
+    return lambda mu, *args, **kwargs: op(mu, *args, **kwargs).to(mu.dtype)
+
+
+def cancelling(op: Op) -> Op:
+    """The expression as people write it."""
+
+    def wrong(mu: Any, logvar: Any, mu_p: Any = 0.0, logvar_p: Any = 0.0, **kwargs: Any) -> Any:
+        d = logvar - logvar_p
+        precision = torch.exp(0 * mu - logvar_p)
+        value = -0.5 * (1 + d - (mu - mu_p).square() * precision - d.exp())
+        wide = torch.promote_types(mu.dtype, torch.float32)
+        return fastvae.reference._reduce(value.to(wide), **kwargs)
+
+    return wrong
+
+
+def nan_hidden(op: Op) -> Op:
+    return lambda *args, **kwargs: op(*args, **kwargs).nan_to_num(0.0)
+
+
+def overflow_clamped(op: Op) -> Op:
+    return lambda *args, **kwargs: op(*args, **kwargs).clamp(max=1e30)
+
+
+def by_threads(op: Op) -> Op:
+    """Something that depends on how the work is shared out, and is lost in rounding otherwise."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        value = op(*args, **kwargs)
+        return value * (1 + torch.finfo(value.dtype).eps * (torch.get_num_threads() > 1))
+
+    return wrong
+
+
+def different_every_time(op: Op) -> Op:
+    calls = iter(range(1 << 30))
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        value = op(*args, **kwargs)
+        return value * (1 + torch.finfo(value.dtype).eps * (next(calls) % 3 == 0))
+
+    return wrong
+
+
+class _ScalesLaterBackwards(torch.autograd.Function):
+    """What a node does that scales its saved gradients in place."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.passes = 0
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        ctx.passes += 1
+        return grad * ctx.passes
+
+
+def not_reentrant(op: Op) -> Op:
+    return lambda *args, **kwargs: _ScalesLaterBackwards.apply(op(*args, **kwargs))
+
+
+def half_forgotten(op: Op) -> Op:
+    return lambda *args, likelihood, **kwargs: op(*args, likelihood="mse", **kwargs)
+
+
+def beta_forgotten(op: Op) -> Op:
+    return lambda *args, beta, **kwargs: op(*args, beta=1.0, **kwargs)
+
+
+def kl_reduction_forgotten(op: Op) -> Op:
+    return lambda *args, kl_reduction, **kwargs: op(*args, **kwargs)
+
+
+def gradient_from_z(op: Op) -> Op:
+    """The gradient of logvar as 0.5 g (z - mu), which cancels when sigma << |mu|."""
+
+    def wrong(mu: Any, logvar: Any, *, return_eps: bool = False, **kwargs: Any) -> Any:
+        fixed = logvar.detach()
+        z, eps = op(mu, fixed, return_eps=True, **kwargs)
+        by_logvar = 0.5 * (z - mu).detach() * (logvar - fixed)
+        return (z + by_logvar, eps) if return_eps else z + by_logvar
+
+    return wrong
+
+
+def own_noise(op: Op) -> Op:
+    """Ignores the generator."""
+
+    def wrong(mu: Any, *args: Any, eps: Any = None, generator: Any = None, **kwargs: Any) -> Any:
+        return op(mu, *args, eps=torch.randn_like(mu) if eps is None else eps, **kwargs)
+
+    return wrong
+
+
+def same_noise_for_all(op: Op) -> Op:
+    """What a draw that ignores the sample's index does."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        z, kl = op(*args, **kwargs)
+        return z[:1].expand_as(z), kl
+
+    return wrong
+
+
+WRONG = [
+    ("kl_normal", scaled, "rounding"),
+    ("kl_normal", scaled_gradient, "rounding"),
+    ("kl_normal", rounded, "rounding"),
+    ("kl_normal", cancelling, "near the prior"),
+    ("kl_normal", nan_hidden, "NaN and infinity"),
+    ("kl_normal", overflow_clamped, "NaN and infinity"),
+    ("kl_normal", by_threads, "same bits"),
+    ("kl_normal", different_every_time, "same bits"),
+    ("kl_normal", not_reentrant, "same bits"),
+    ("reparameterize", scaled, "rounding"),
+    ("reparameterize", gradient_from_z, "rounding"),
+    ("reparameterize", own_noise, "rounding"),
+    ("sample_and_kl", same_noise_for_all, "rounding"),
+    ("reconstruction_loss", half_forgotten, "rounding"),
+    ("reconstruction_loss", nan_hidden, "NaN and infinity"),
+    ("vae_loss", beta_forgotten, "rounding"),
+    ("vae_loss", kl_reduction_forgotten, "rounding"),
+]
+
+
+@pytest.mark.parametrize(
+    "op, make_wrong, contract", WRONG, ids=[f"{op}-{wrong.__name__}" for op, wrong, _ in WRONG]
+)
+def test_verify_notices(
+    op: str,
+    make_wrong: Callable[[Op], Op],
+    contract: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fastvae, op, make_wrong(getattr(fastvae, op)))
+    status, report = verify(tmp_path, "--ops", op)
+    out = capsys.readouterr().out
+    assert status == 1
+    assert not report["ok"]
+    broken = {c["contract"] for c in report["checks"] if not c["ok"]}
+    assert contract in broken
+    assert "BROKEN" in out and "What that means" in out and _checks.MEANING[contract] in out
+
+
+def wrong_normals(wrong: Callable[[torch.Tensor, int], torch.Tensor]) -> Op:
+    right = fastvae.random.philox_normal
+
+    def philox_normal(*size: int, start: int = 0, **kwargs: Any) -> torch.Tensor:
+        return wrong(right(*size, start=start, **kwargs), start)
+
+    return philox_normal
+
+
+@pytest.mark.parametrize(
+    "wrong, case",
+    [
+        (lambda eps, start: eps * 1.02, "variance"),
+        (lambda eps, start: eps + 0.02, "mean"),
+        (lambda eps, start: eps.clamp(-3, 3), "kurtosis"),
+        (lambda eps, start: eps + 0.1 * eps.flatten().roll(1).view_as(eps), "neighbours"),
+        (lambda eps, start: eps * (1 + 1e-5 * (start > 2**34)), "Box-Muller of its words"),
+        (lambda eps, start: -eps, "the ops draw it"),
+    ],
+)
+def test_verify_notices_noise(
+    wrong: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastvae.random, "philox_normal", wrong_normals(wrong))
+    status, report = verify(tmp_path, "--ops", "noise")
+    assert status == 1
+    assert case in {c["case"] for c in report["checks"] if not c["ok"]}
+
+
+def test_verify_notices_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, key, answer = _checks.PHILOX_ANSWERS[0]
+    wrong = (counter, key, (*answer[:3], answer[3] ^ 1))
+    monkeypatch.setattr(_checks, "PHILOX_ANSWERS", (wrong,))
+    status, report = verify(tmp_path, "--ops", "noise")
+    assert status == 1
+    assert [c["case"] for c in report["checks"] if not c["ok"]] == ["Philox's known answers"]
+
+
+# verify: its measure and its truths --------------------------------------------------------------
+
+
+def expected(value: float, size: float | None = None) -> Expected:
+    return Expected(np.array([value]), np.array([abs(value) if size is None else size]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [1.0, 1.5, 3.0, 1024.0, 2.0**-10])
+def test_a_neighbour_is_one_unit_away(value: float, dtype: torch.dtype) -> None:
+    near = torch.tensor([value], dtype=dtype)
+    if dtype in (torch.float32, torch.float64):
+        near = torch.nextafter(near, torch.tensor([math.inf], dtype=dtype))
+    else:
+        near = (near.view(torch.int16) + 1).view(dtype)
+    assert units_off(near, expected(value), dtype) == 1
+    assert units_off(torch.tensor([value], dtype=dtype), expected(value), dtype) == 0
+
+
+def test_units_are_those_of_the_largest_term() -> None:
+    off = torch.tensor([2.0**-23])
+    assert units_off(off, expected(0.0, size=1.0), torch.float32) == 1
+    assert units_off(off, expected(0.0), torch.float32) > 1e30
+
+
+def test_units_below_the_smallest_normal_number() -> None:
+    smallest = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
+    subnormal = torch.tensor([3 * smallest], dtype=torch.float16)
+    assert units_off(subnormal, expected(2 * smallest), torch.float16) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_infinitely_wrong(value: float) -> None:
+    result = torch.tensor([value])
+    assert units_off(result, expected(1.0), torch.float32) == math.inf
+    assert relative_error(result, expected(1.0)) == math.inf
+
+
+def test_only_zero_is_right_where_the_truth_is_zero() -> None:
+    assert relative_error(torch.tensor([0.0]), expected(0.0)) == 0
+    assert relative_error(torch.tensor([1e-30]), expected(0.0)) == math.inf
+
+
+def test_a_nan_breaks_a_check() -> None:
+    check = _checks.Check("rounding", "kl_normal", "", "float32", math.nan, 4.0, "units")
+    assert not check.ok
+    assert check.strain == math.inf
+
+
+@pytest.mark.parametrize("op", _truth.OUTPUTS)
+def test_the_two_truths_agree(op: str) -> None:
+    """The reference with autograd, and the formulas with written derivatives in decimals."""
+    pair = (torch.float64, torch.float64)
+    for problem in _checks._problems(op, (3, 7), pair, torch.device("cpu")):
+        decimals = _truth.expected(problem, exact=True)
+        reference = _truth.expected(problem, exact=False)
+        assert decimals.keys() == reference.keys()
+        for name, truth in decimals.items():
+            for exact, double in zip(truth, reference[name], strict=True):
+                scale = np.asarray(truth.size, dtype=float)
+                assert np.all(abs(np.asarray(exact, dtype=float) - double) <= 1e-13 * scale), name

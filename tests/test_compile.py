@@ -1,0 +1,327 @@
+"""torch.compile without graph breaks, and torch.library.opcheck of every op that is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from accuracy import OUTPUTS, evaluate, varied
+from cases import inputs, latents, noise, vae_inputs
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import fastvae
+from fastvae import kl_normal, reconstruction_loss, reparameterize, sample_and_kl, vae_loss
+from fastvae.random import philox_normal
+
+OPS = list(OUTPUTS)
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(
+    fn: Callable[..., Any], backend: str = "aot_eager", **kwargs: Any
+) -> Callable[..., Any]:
+    return torch.compile(fn, backend=backend, fullgraph=True, **kwargs)
+
+
+def keyed(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """An op that takes its tensors by name; Dynamo wants a function of its own for each."""
+    op = getattr(fastvae, name)
+
+    def fn(**tensors):
+        return op(**tensors, **options)
+
+    return fn
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("reparameterize", {}),
+    ("kl_normal", {"reduction": "none"}),
+    ("kl_normal", {"reduction": "batchmean"}),
+    ("sample_and_kl", {"reduction": "sample"}),
+    ("reconstruction_loss", {"likelihood": "gaussian", "reduction": "mean"}),
+    ("vae_loss", {"beta": 0.3}),
+    ("vae_loss", {"reduction": "sample"}),
+]
+
+
+def assert_same(got, want) -> None:
+    """Compiled code may decompose an op, so it is held to rounding and not to the bit."""
+    torch.testing.assert_close(got.outputs, want.outputs)
+    torch.testing.assert_close(got.grads, want.grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_training(name, options, dtype, backend):
+    tensors = inputs(name, (4, 30), dtype)
+    fn = keyed(name, options)
+    assert_same(evaluate(compiled(fn, backend), tensors), evaluate(fn, tensors))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_inference(name, options, backend):
+    tensors = inputs(name, (4, 30))
+    fn = keyed(name, options)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(fn, backend)(**tensors), fn(**tensors))
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(fn, backend)(**tensors), fn(**tensors))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", OPS)
+def test_dynamic_shapes(name, backend):
+    fn = keyed(name, {})
+    counter = CompileCounterWithBackend(backend)
+    dynamic = torch.compile(fn, backend=counter, fullgraph=True, dynamic=True)
+    compilations = []
+    for batch in (4, 5, 9):
+        tensors = inputs(name, (batch, 30))
+        assert_same(evaluate(dynamic, tensors), evaluate(fn, tensors))
+        compilations.append(counter.frame_count)
+    assert compilations[0] == compilations[-1], "recompiled for another batch size"
+
+
+def train_step(layer, x):
+    mu, logvar = layer(x).chunk(2, dim=1)
+    z = reparameterize(mu, logvar)
+    return vae_loss(z.sum(1, keepdim=True) * x, x, mu, logvar, beta=0.1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_training_step_of_a_network(backend):
+    layer = torch.nn.Linear(30, 12)
+    x = noise((8, 30))
+    step = compiled(train_step, backend)
+    out = step(layer, x)
+    out.loss.backward()
+    assert isinstance(out, fastvae.VAELossOutput)
+    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+    torch.testing.assert_close(out.loss, out.recon + 0.1 * out.kl)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_two_draws_in_one_graph_differ(training, backend):
+    """AOTAutograd merges equal calls in training graphs; a draw must not look equal to another."""
+    mu, logvar = (t.requires_grad_(training) for t in latents((4, 30)).values())
+
+    @compiled_with(backend)
+    def two(mu, logvar):
+        return reparameterize(mu, logvar), reparameterize(mu, logvar)
+
+    @compiled_with(backend)
+    def two_joint(mu, logvar):
+        return sample_and_kl(mu, logvar)[0], sample_and_kl(mu, logvar)[0]
+
+    for fn in (two, two_joint):
+        a, b = fn(mu, logvar)
+        assert not torch.equal(a, b)
+        assert not torch.equal(fn(mu, logvar)[0], a), "the next call draws anew"
+        if training:  # each with the gradient of its own noise
+            sigma = torch.exp(0.5 * logvar).detach()
+            for z in fn(mu, logvar):
+                (grad,) = torch.autograd.grad(z.sum(), logvar, retain_graph=True)
+                eps = (z.detach() - mu.detach()) / sigma
+                torch.testing.assert_close(grad, 0.5 * sigma * eps, rtol=1e-4, atol=1e-5)
+
+
+def compiled_with(backend: str):
+    return lambda fn: compiled(fn, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_draw_follows_the_seed_and_is_the_eager_one(backend):
+    mu, logvar = latents((4, 30)).values()
+
+    def fn(mu, logvar):
+        return reparameterize(mu, logvar)
+
+    run = compiled(fn, backend)
+    torch.manual_seed(4)
+    eager = fn(mu, logvar)
+    for _ in range(2):
+        torch.manual_seed(4)
+        torch.testing.assert_close(run(mu, logvar), eager)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checkpointing_inside_a_compiled_graph(backend):
+    """The recomputation must remake the noise of the forward, not draw anew."""
+    mu, logvar = (t.requires_grad_() for t in latents((4, 30)).values())
+
+    def inner(mu, logvar):
+        return reparameterize(mu, logvar).square()
+
+    @compiled_with(backend)
+    def fn(mu, logvar):
+        return checkpoint(inner, mu, logvar, use_reentrant=False)
+
+    squared = fn(mu, logvar)
+    (grad,) = torch.autograd.grad(squared.sum(), mu)
+    torch.testing.assert_close(grad.square(), 4 * squared.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_beta_as_a_tensor_needs_no_recompilation(backend):
+    counter = CompileCounterWithBackend(backend)
+    tensors = vae_inputs((4, 30))
+
+    def fn(beta, **tensors):
+        return vae_loss(**tensors, beta=beta)
+
+    annealed = torch.compile(fn, backend=counter, fullgraph=True)
+    compilations = []
+    for value in (0.0, 0.1, 1.0):
+        beta = torch.tensor(value)
+        torch.testing.assert_close(
+            annealed(beta, **tensors).loss, vae_loss(**tensors, beta=value).loss
+        )
+        compilations.append(counter.frame_count)
+    assert compilations[0] == compilations[-1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs(backend):
+    both = torch.cat(list(latents((4, 6, 5, 5)).values()), dim=1)
+
+    def fn(both):
+        mu, logvar = both.chunk(2, dim=1)
+        return kl_normal(mu, logvar), reparameterize(mu, logvar, eps=torch.ones_like(mu))
+
+    got, want = evaluate(compiled(fn, backend), {"both": both}), evaluate(fn, {"both": both})
+    assert_same(got, want)
+    assert got.outputs[1].stride() == want.outputs[1].stride()
+
+
+# opcheck
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps one call of every distinct kind that reaches the dispatcher below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[tuple[Any, tuple, dict]]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastvae":
+            calls = self.calls.setdefault(func._schema.name, [])
+            calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def registered_ops() -> set[str]:
+    return {
+        n.split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("fastvae::")
+    }
+
+
+def recorded_calls() -> dict[str, list[tuple[Any, tuple, dict]]]:
+    """Calls of every op of the library as the public functions make them, with and without gradients."""
+    with Recorder() as recorder:
+        for name, options in VARIANTS:
+            for dtype in (torch.float32, torch.bfloat16):
+                tensors = inputs(name, (3, 5), dtype)
+                for kept in (tensors, {k: t for k, t in tensors.items() if k != "eps"}):
+                    getattr(fastvae, name)(**kept, **options)
+                    result = evaluate(getattr(fastvae, name), kept, **options)
+                    if name == "vae_loss":
+                        shape = result.outputs[0].shape
+                        upstream = [varied(shape, result.outputs[0].dtype), None, None]
+                        evaluate(getattr(fastvae, name), kept, upstream, **options)
+        for name in ("kl_normal", "sample_and_kl"):
+            evaluate(getattr(fastvae, name), latents((3, 5), prior=True))
+        evaluate(reconstruction_loss, inputs("reconstruction_loss", (3, 5)), reduction="sample")
+        mu, logvar = (t.requires_grad_() for t in latents((3, 5)).values())
+        reparameterize(mu, logvar, return_eps=True)
+        # the second derivative of a drawn sample makes the noise by itself
+        torch.autograd.grad(reparameterize(mu, logvar).sum(), logvar, create_graph=True)
+        philox_normal(3, 5, seed=1)
+        torch.ops.fastvae.philox_words([1, 2, 3, 4], [5, 6])
+    return recorder.calls
+
+
+def clone(value: Any, wanting: bool) -> Any:
+    if isinstance(value, Tensor):
+        return (
+            value.detach()
+            .clone()
+            .requires_grad_(wanting and value.is_floating_point() and value.dim() > 0)
+        )
+    if isinstance(value, (list, tuple)):
+        return type(value)(clone(v, wanting) for v in value)
+    return value
+
+
+def signature(args: tuple, kwargs: dict) -> tuple:
+    """Calls that differ only in numbers test the same."""
+    return tuple(
+        (a.dtype, a.dim())
+        if isinstance(a, Tensor)
+        else type(a)
+        if isinstance(a, float)
+        else repr(a)
+        for a in (*args, *kwargs.values())
+    )
+
+
+HOOK = "fastvae::philox_words"  # for the known-answer test; never in a graph
+
+
+@pytest.mark.parametrize("wanting", [False, True], ids=["plain", "requires_grad"])
+def test_opcheck_of_every_registered_op(wanting):
+    """The inner ops, which start with an underscore, are called below autograd only and raise when differentiated."""
+    calls = recorded_calls()
+    assert registered_ops() <= calls.keys(), "an op that no public function calls"
+    failures = []
+    for name, made in calls.items():
+        if name == HOOK or (wanting and name.startswith("fastvae::_")):
+            continue
+        distinct = {signature(args, kwargs): (func, args, kwargs) for func, args, kwargs in made}
+        for func, args, kwargs in list(distinct.values())[:4]:
+            try:
+                kept = {k: clone(v, wanting) for k, v in kwargs.items()}
+                torch.library.opcheck(func, clone(args, wanting), kept)
+            except Exception as error:
+                failures.append(f"{name}{args}: {error}")
+    assert not failures, "\n\n".join(failures)
+
+
+def test_inner_ops_are_not_differentiated_in_silence():
+    """Called with tensors that want a gradient and without an autograd kernel, an op would give no gradient at all."""
+    seen = set()
+    for name, made in recorded_calls().items():
+        if (
+            not name.startswith("fastvae::_") or name == "fastvae::_normal_like"
+        ):  # its noise has no gradient
+            continue
+        func, args, kwargs = made[0]
+        out = func(*clone(args, True), **kwargs)
+        tensors = [o for o in torch.utils._pytree.tree_leaves(out) if o.is_floating_point()]
+        with pytest.raises(RuntimeError, match="not implemented"):
+            tensors[0].sum().backward()
+        seen.add(name)
+    assert seen
+
+
+def test_every_op_has_a_meta_kernel():
+    missing = {
+        n for n in registered_ops() if not torch._C._dispatch_has_kernel_for_dispatch_key(n, "Meta")
+    }
+    assert missing <= {HOOK}

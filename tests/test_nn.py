@@ -1,0 +1,95 @@
+"""The modules do what the functions do, and behave as modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import latents, vae_inputs
+
+from fastvae import VAELossOutput, reparameterize, vae_loss
+from fastvae.nn import Reparameterize, VAELoss
+
+OPTIONS = [
+    {},
+    {"beta": 0.25},
+    {"beta": 4.0, "likelihood": "gaussian", "reduction": "sum"},
+    {"reduction": "mean", "kl_reduction": "batchmean"},
+    {"reduction": "sample"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_vae_loss_is_the_function(options):
+    tensors = vae_inputs((4, 30))
+    got, expected = VAELoss(**options)(**tensors), vae_loss(**tensors, **options)
+    assert isinstance(got, VAELossOutput)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    positional = VAELoss(**options)(*tensors.values())
+    assert all(torch.equal(a, b) for a, b in zip(positional, expected, strict=True))
+
+
+def test_vae_loss_takes_its_options_in_the_documented_order():
+    tensors = vae_inputs((4, 30))
+    got = VAELoss(0.25, "gaussian", "sum", "mean")(**tensors)
+    expected = vae_loss(
+        **tensors, beta=0.25, likelihood="gaussian", reduction="sum", kl_reduction="mean"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_beta_may_be_annealed():
+    tensors = vae_inputs((4, 30))
+    module = VAELoss(beta=0.0)
+    for beta in (0.0, 0.5, 1.0):
+        module.beta = beta
+        assert torch.equal(module(**tensors).loss, vae_loss(**tensors, beta=beta).loss)
+
+
+def test_beta_as_a_tensor():
+    tensors = vae_inputs((4, 30))
+    module = VAELoss(beta=torch.tensor(0.5))
+    assert torch.equal(module(**tensors).loss, vae_loss(**tensors, beta=0.5).loss)
+
+
+def test_vae_loss_trains():
+    tensors = {k: t.requires_grad_() for k, t in vae_inputs((4, 30)).items()}
+    VAELoss(0.3)(**tensors).loss.backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in tensors.values())
+
+
+@pytest.mark.parametrize("module", [VAELoss(0.25, "gaussian"), Reparameterize("mean")], ids=repr)
+def test_modules_are_plain_citizens(module):
+    assert list(module.parameters()) == []
+    assert module.state_dict() == {}
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(other) == repr(module)
+
+
+def test_repr_tells_the_options():
+    assert repr(VAELoss(0.25, "gaussian")) == (
+        "VAELoss(beta=0.25, likelihood='gaussian', reduction='batchmean', kl_reduction=None)"
+    )
+    assert repr(Reparameterize("mean")) == "Reparameterize(eval_mode='mean')"
+
+
+@pytest.mark.parametrize("eval_mode", ["sample", "mean"])
+def test_reparameterize_samples_in_training(eval_mode):
+    mu, logvar = latents((4, 30)).values()
+    torch.manual_seed(5)
+    z = Reparameterize(eval_mode).train()(mu, logvar)
+    torch.manual_seed(5)
+    assert torch.equal(z, reparameterize(mu, logvar))
+
+
+def test_reparameterize_in_eval():
+    mu, logvar = latents((4, 30)).values()
+    torch.manual_seed(5)
+    z = Reparameterize().eval()(mu, logvar)
+    torch.manual_seed(5)
+    assert torch.equal(z, reparameterize(mu, logvar)), 'the default is "sample"'
+    state = torch.get_rng_state()
+    assert torch.equal(Reparameterize("mean").eval()(mu, logvar), mu)
+    assert torch.equal(torch.get_rng_state(), state)

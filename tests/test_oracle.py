@@ -1,0 +1,77 @@
+"""The oracle itself: mpmath for what cancels, finite differences for its gradients, scipy for its noise."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import oracle
+import pytest
+from accuracy import OUTPUTS, to_numpy, varied
+from cases import REDUCTIONS, inputs
+from scipy import stats
+
+DIGITS = 4 * float(np.finfo(np.longdouble).eps)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_exp_residual(sign):
+    """exp(d) - 1 - d over all magnitudes, also across the seam of series and expm1 at 1."""
+    d = sign * np.concatenate([10.0 ** np.arange(-30, 2.6, 0.25), [0.5, 0.999, 1.0, 1.001]])
+    with mpmath.workdps(80):
+        want = [mpmath.exp(mpmath.mpf(v)) - 1 - mpmath.mpf(v) for v in d]
+        error = [
+            abs(mpmath.mpf(np.format_float_scientific(g, precision=30)) / w - 1)
+            for g, w in zip(oracle.exp_residual(d), want, strict=True)
+        ]
+    assert max(error) < 4 * DIGITS
+
+
+CASES = [("reparameterize", {})]
+CASES += [("kl_normal", {"reduction": r}) for r in REDUCTIONS]
+CASES += [("sample_and_kl", {"reduction": r}) for r in ("mean", "sample")]
+CASES += [
+    ("reconstruction_loss", {"reduction": r, "likelihood": k})
+    for r in REDUCTIONS
+    for k in ("mse", "gaussian")
+]
+CASES += [
+    ("vae_loss", {"reduction": "sum", "kl_reduction": "mean", "beta": 0.3}),
+    ("vae_loss", {"reduction": "sample"}),
+]
+
+
+@pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior"])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_gradients_are_those_of_the_values(name, options, prior):
+    if prior and name not in ("kl_normal", "sample_and_kl"):
+        prior = False
+    arrays = {
+        k: to_numpy(t)
+        for k, t in inputs(name, (3, 4), **({"prior": True} if prior else {})).items()
+    }
+    op = getattr(oracle, name)
+    outputs, _ = op(**arrays, upstream=[None] * len(OUTPUTS[name]), **options)
+    upstream = [to_numpy(varied(o.shape, None, low=0.2 + i)) for i, o in enumerate(outputs)]
+    _, grads = op(**arrays, upstream=upstream, **options)
+
+    def objective(**moved):
+        values, _ = op(**arrays | moved, upstream=upstream, **options)
+        return sum((v * g).sum() for v, g in zip(values, upstream, strict=True))
+
+    assert grads.keys() == arrays.keys()
+    for k, array in arrays.items():
+        for index in np.ndindex(array.shape):
+            step = np.zeros_like(array)
+            step[index] = 1e-5
+            slope = (objective(**{k: array + step}) - objective(**{k: array - step})) / 2e-5
+            np.testing.assert_allclose(grads[k][index], slope, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_noise(double):
+    draw = oracle.normal(100_000, 7, double=double).astype(np.float64)
+    assert stats.kstest(draw, "norm").pvalue > 1e-3
+    parts = [
+        oracle.normal(n, 7, start=s, double=double) for s, n in [(0, 3), (3, 1), (4, 6), (10, 90)]
+    ]
+    assert np.array_equal(np.concatenate(parts), oracle.normal(100, 7, double=double))

@@ -1,0 +1,103 @@
+"""fastvae.reference against the oracle and torch's own functions, and its signatures against the fused ones."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import OUTPUTS, evaluate, to_numpy, varied
+from cases import EMPTY_SHAPES, REDUCTIONS, inputs, latents
+from torch.distributions import Normal, kl_divergence
+
+import fastvae
+from fastvae import reference
+
+OPS = list(OUTPUTS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_signatures_agree(name):
+    """Names, order, kinds and defaults; the fused function's annotations may be more precise."""
+    fused, plain = (
+        [
+            (p.name, p.kind, p.default)
+            for p in inspect.signature(getattr(m, name)).parameters.values()
+        ]
+        for m in (fastvae, reference)
+    )
+    assert fused == plain
+
+
+def test_exports():
+    assert set(OPS) <= set(reference.__all__)
+    assert fastvae.VAELossOutput._fields == reference.VAELossOutput._fields
+
+
+CASES = [("reparameterize", {}, False)]
+CASES += [("kl_normal", {"reduction": r}, prior) for r in REDUCTIONS for prior in (False, True)]
+CASES += [("sample_and_kl", {"reduction": r}, prior) for r in REDUCTIONS for prior in (False, True)]
+CASES += [
+    ("reconstruction_loss", {"reduction": r, "likelihood": likelihood}, False)
+    for r in REDUCTIONS
+    for likelihood in ("mse", "gaussian")
+]
+CASES += [("vae_loss", {"reduction": r, "beta": 0.3}, False) for r in REDUCTIONS if r != "none"]
+CASES += [("vae_loss", {"kl_reduction": "mean"}, False)]
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 130), (2, 3, 5, 7), *EMPTY_SHAPES], ids=str)
+@pytest.mark.parametrize(("name", "options", "prior"), CASES, ids=str)
+def test_against_the_oracle(name, options, prior, shape):
+    tensors = inputs(name, shape, torch.float64, **({"prior": True} if prior else {}))
+    got = evaluate(getattr(reference, name), tensors, **options)
+    outputs, grads = getattr(oracle, name)(
+        **{k: to_numpy(t) for k, t in tensors.items()},
+        upstream=[to_numpy(varied(o.shape, o.dtype)) for o in got.outputs],
+        **options,
+    )
+    for actual, expected in zip(got.outputs, outputs, strict=True):
+        np.testing.assert_allclose(to_numpy(actual), expected, rtol=1e-12, atol=1e-15)
+    for k, actual in got.grads.items():
+        np.testing.assert_allclose(to_numpy(actual), grads[k], rtol=1e-12, atol=1e-15)
+
+
+def test_agrees_with_torch():
+    t = latents((64, 20), torch.float64, prior=True)
+    posterior, prior = (Normal(t["mu" + s], torch.exp(0.5 * t["logvar" + s])) for s in ("", "_p"))
+    torch.testing.assert_close(
+        reference.kl_normal(**t, reduction="none"), kl_divergence(posterior, prior)
+    )
+    a, b = t["mu"], t["mu_p"]
+    torch.testing.assert_close(
+        reference.reconstruction_loss(a, b, reduction="mean"), F.mse_loss(a, b)
+    )
+    nll = -Normal(a, 1.0).log_prob(b) - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(
+        reference.reconstruction_loss(a, b, likelihood="gaussian", reduction="none"), nll
+    )
+
+
+def test_draws_with_torch():
+    mu, logvar = latents((3, 5)).values()
+    z, eps = reference.reparameterize(
+        mu, logvar, generator=torch.Generator().manual_seed(1), return_eps=True
+    )
+    assert torch.equal(eps, torch.randn(3, 5, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(z, reference.reparameterize(mu, logvar, eps=eps))
+    z, _ = reference.sample_and_kl(mu, logvar, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(z, reference.reparameterize(mu, logvar, eps=eps))
+
+
+def test_refuses_what_it_would_misread():
+    mu, logvar = latents((3, 5)).values()
+    with pytest.raises(ValueError, match="mu_p and logvar_p"):
+        reference.kl_normal(mu, logvar, mu)
+    with pytest.raises(ValueError, match="reduction"):
+        reference.kl_normal(mu, logvar, reduction="avg")
+    with pytest.raises(ValueError, match="likelihood"):
+        reference.reconstruction_loss(mu, logvar, likelihood="l2")
