@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 try:
@@ -12,6 +14,6 @@ except ImportError as error:
         f"{torch.__version__}); rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .`"
     ) from error
 
-ops = torch.ops.fastvae
+ops: Any = torch.ops.fastvae
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability

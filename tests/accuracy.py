@@ -70,7 +70,7 @@ def evaluate(
     grads = torch.autograd.grad(
         [o for o, _ in pairs],
         list(leaves.values()),
-        [g.to(o.dtype) for o, g in pairs],
+        [g.to(o.device, o.dtype) for o, g in pairs],
         materialize_grads=True,
     )
     return Evaluation(tuple(o.detach() for o in outputs), dict(zip(leaves, grads, strict=True)))
@@ -116,7 +116,7 @@ def check(
     upstream: Sequence[Tensor | None] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Values, gradients, dtypes and layouts of the op `name` against the oracle, under the policy.
+    """Values, gradients and their dtypes of the op `name` against the oracle, under the policy.
 
     With `seed` the op draws its own noise from a generator with that seed, and the others get that noise from
     `philox_normal`, which test_noise.py compares with the oracle's.

@@ -1,3 +1,5 @@
+"""Options, markers and the device that tests run on."""
+
 from __future__ import annotations
 
 import os
@@ -22,9 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device and fastvae built with CUDA")
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(
-            1
-        )  # the workers are the parallelism; tests about threads set their own number
+        # The workers are the parallelism; tests about threads set their own number.
+        torch.set_num_threads(1)
 
 
 def no_cuda() -> str | None:
@@ -58,11 +59,3 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def threads():
-    """Sets torch's number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)

@@ -147,12 +147,16 @@ def rounded(op: Op) -> Op:
 def cancelling(op: Op) -> Op:
     """The expression as people write it."""
 
-    def wrong(mu: Any, logvar: Any, mu_p: Any = 0.0, logvar_p: Any = 0.0, **kwargs: Any) -> Any:
+    def wrong(
+        mu: Any, logvar: Any, mu_p: Any = 0.0, logvar_p: Any = 0.0, reduction: str = "batchmean"
+    ) -> Any:
         d = logvar - logvar_p
         precision = torch.exp(0 * mu - logvar_p)
         value = -0.5 * (1 + d - (mu - mu_p).square() * precision - d.exp())
-        wide = torch.promote_types(mu.dtype, torch.float32)
-        return fastvae.reference._reduce(value.to(wide), **kwargs)
+        value = value.to(torch.promote_types(mu.dtype, torch.float32))
+        if reduction in ("none", "sample"):
+            return value if reduction == "none" else value.flatten(1).sum(1)
+        return value.sum() / {"sum": 1, "batchmean": len(mu), "mean": mu.numel()}[reduction]
 
     return wrong
 

@@ -110,7 +110,7 @@ def test_values_are_the_contiguous_ones(op, layout):
             assert torch.equal(strided.grads[k], packed.grads[k])
 
 
-@pytest.mark.parametrize("dims", [5, 6, 7, 8])
+@pytest.mark.parametrize("dims", [5, 6, 7, 8, 9, 12])
 def test_many_dimensions(dims, device):
     """Every second element in every dimension, so that no two of them can be merged."""
     shape = (2, 3, *[2] * (dims - 2))
@@ -120,6 +120,16 @@ def test_many_dimensions(dims, device):
             wide = torch.full([2 * s for s in t.shape], torch.nan, device=device)
             tensors[k] = wide[tuple(slice(None, None, 2) for _ in t.shape)].copy_(t)
         check(op, tensors)
+
+
+def test_lazily_negated_views(device):
+    """The imaginary part of a conjugated tensor: torch has not negated it in memory."""
+    tensors = {k: torch._neg_view(t) for k, t in images((4, 30), device=device).items()}
+    check("reconstruction_loss", tensors)
+    check(
+        "vae_loss",
+        tensors | {k: torch._neg_view(t) for k, t in latents((4, 5), device=device).items()},
+    )
 
 
 def test_overlapping_windows():

@@ -23,18 +23,10 @@ Vec<T> lane_numbers() {
   return Vec<T>::load(lanes);
 }
 
-// Calls step(j, n, k) for each vector j of a block, n - j elements of which count; k runs through 0..3.
+// Calls step(j, k) for each vector j of a block; k runs through 0..3.
 template <class T, class Step>
 FASTVAE_INLINE void for_each_vector(int n, Step step) {
-  constexpr int w = Vec<T>::kLanes;
-  int j = 0;
-  for (; j + 4 * w <= n; j += 4 * w) {
-    step(j, 0);
-    step(j + w, 1);
-    step(j + 2 * w, 2);
-    step(j + 3 * w, 3);
-  }
-  for (int k = 0; j < n; j += w, ++k) step(j, k);
+  for (int j = 0, k = 0; j < n; j += Vec<T>::kLanes, k = (k + 1) & 3) step(j, k);
 }
 
 // A sum in T over a block (at most 8 additions deep, in 4 x lanes columns) and in double over the blocks.
@@ -144,7 +136,7 @@ void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t en
   for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
     T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
-    for_each_vector<T>(n, [&](int j, int k) __attribute__((always_inline)) {
+    for_each_vector<T>(n, [&](int j, int k) {
       const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
       const V value = Likelihood::value(r, t);
       if (values != nullptr) value.store(values + j);
@@ -196,7 +188,7 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
     }
     T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
       *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
-    for_each_vector<T>(n, [&](int j, int k) __attribute__((always_inline)) {
+    for_each_vector<T>(n, [&](int j, int k) {
       const V l = V::load(from_logvar + j);
       V g_mu(0), g_logvar(0);
       if constexpr (kPrior != Prior::none) {
@@ -294,7 +286,7 @@ void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
     const T *source = from.read(i, n), *u = upstream.read(i, n);
     T* target = to.write(i, n);
-    for_each_vector<T>(n, [&](int j, int) __attribute__((always_inline)) {
+    for_each_vector<T>(n, [&](int j, int) {
       (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j);
     });
     to.flush();

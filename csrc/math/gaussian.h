@@ -50,10 +50,10 @@ FASTVAE_INLINE Kl<T> kl_between(T mu, T logvar, T mu_p, T logvar_p) {
   const T back = d - logvar;
   const T lost = (logvar - (d - back)) - (logvar_p + back);  // Knuth's two-sum: d + lost = logvar - logvar_p exactly
   ExpParts<T> e = exp_parts(d);
-  // Infinities leave NaN in lost, and have nothing to correct.
-  const T rest = select((lost == lost) & (e.expm1 - e.expm1 == T(0)), lost, T(0));
-  e.expm1_minus = e.expm1_minus + e.expm1 * rest;
-  e.expm1 = e.expm1 + (e.expm1 + T(1)) * rest;
+  // Where either is infinite there is nothing to correct, only NaN to make.
+  const auto finite = (lost == lost) & (e.expm1 - e.expm1 == T(0));
+  e.expm1_minus = e.expm1_minus + select(finite, e.expm1 * lost, T(0));
+  e.expm1 = e.expm1 + select(finite, (e.expm1 + T(1)) * lost, T(0));
   const T delta = mu - mu_p;
   const T precision = exponential(-logvar_p);
   const T pull = delta * precision;
