@@ -11,6 +11,7 @@ Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import Literal, overload
 
 import torch
@@ -37,39 +38,35 @@ _reconstruction_loss = ops.reconstruction_loss.default
 _vae_loss = ops.vae_loss.default
 
 
-def _check_tensors(op: str, **arguments: object) -> None:
-    """Raises a TypeError for what torch would not even dispatch to the op; all else is checked by the ops themselves."""
-    for name, value in arguments.items():
+def _explain(
+    op: str, error: Exception, tensors: Mapping[str, object], options: Mapping[str, object]
+) -> None:
+    """Names the argument that torch refused before the op saw it; the op's own checks have named theirs.
+
+    It runs after a failure only, so that a call that succeeds pays nothing for it.
+    """
+    for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"fastvae.{op}: {name} must be a torch.Tensor, but got {type(value).__name__}"
+            problem = f"must be a torch.Tensor, but got {type(value).__name__}"
+        elif value.layout is not torch.strided or value.is_nested:
+            nested = " (nested)" if value.is_nested else ""
+            problem = (
+                f"must be a dense (strided) tensor, but its layout is {value.layout}{nested}; "
+                "convert it first (to_dense, to_padded_tensor)"
             )
-        if value.layout is not torch.strided or value.is_nested:
+        else:
+            continue
+        raise TypeError(f"fastvae.{op}: {name} {problem}") from error
+    for name, value in options.items():
+        expected = Generator if name == "generator" else str
+        if not isinstance(value, expected):
             raise TypeError(
-                f"fastvae.{op}: {name} must be a dense (strided) tensor, but its layout is {value.layout}"
-                f"{' (nested)' if value.is_nested else ''}; convert it first (to_dense, to_padded_tensor)"
-            )
+                f"fastvae.{op}: {name} must be a {expected.__name__}, but got {type(value).__name__}"
+            ) from error
 
 
-def _check_option(op: str, name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"fastvae.{op}: {name} must be a string, but got {type(value).__name__}")
-
-
-def _check_prior(op: str, mu_p: object, logvar_p: object) -> None:
-    if mu_p is not None:
-        _check_tensors(op, mu_p=mu_p)
-    if logvar_p is not None:
-        _check_tensors(op, logvar_p=logvar_p)
-
-
-def _check_noise(op: str, eps: object, generator: object) -> None:
-    if eps is not None:
-        _check_tensors(op, eps=eps)
-    if generator is not None and not isinstance(generator, Generator):
-        raise TypeError(
-            f"fastvae.{op}: generator must be a torch.Generator, but got {type(generator).__name__}"
-        )
+def _given(**arguments: object) -> dict[str, object]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 @overload
@@ -120,12 +117,15 @@ def reparameterize(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
-    _check_tensors("reparameterize", mu=mu, logvar=logvar)
-    _check_noise("reparameterize", eps, generator)
-    if eps is None and return_eps:
-        noise = _normal_like(mu, generator)
-        return _reparameterize(mu, logvar, eps=noise), noise.to(mu.dtype)
-    z: Tensor = _reparameterize(mu, logvar, eps=eps, generator=generator)
+    try:
+        if return_eps and eps is None:
+            noise = _normal_like(mu, generator)
+            return _reparameterize(mu, logvar, eps=noise), noise.to(mu.dtype)
+        z: Tensor = _reparameterize(mu, logvar, eps=eps, generator=generator)
+    except Exception as error:
+        tensors = {"mu": mu, "logvar": logvar, **_given(eps=eps)}
+        _explain("reparameterize", error, tensors, _given(generator=generator))
+        raise
     return (z, eps) if return_eps and eps is not None else z
 
 
@@ -154,10 +154,12 @@ def kl_normal(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
-    _check_tensors("kl_normal", mu=mu, logvar=logvar)
-    _check_prior("kl_normal", mu_p, logvar_p)
-    _check_option("kl_normal", "reduction", reduction)
-    kl: Tensor = _kl_normal(mu, logvar, mu_p, logvar_p, reduction=reduction)
+    try:
+        kl: Tensor = _kl_normal(mu, logvar, mu_p, logvar_p, reduction=reduction)
+    except Exception as error:
+        tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p)}
+        _explain("kl_normal", error, tensors, {"reduction": reduction})
+        raise
     return kl
 
 
@@ -178,13 +180,15 @@ def sample_and_kl(
     Returns:
         (z, kl).
     """
-    _check_tensors("sample_and_kl", mu=mu, logvar=logvar)
-    _check_prior("sample_and_kl", mu_p, logvar_p)
-    _check_noise("sample_and_kl", eps, generator)
-    _check_option("sample_and_kl", "reduction", reduction)
-    z, kl = _sample_and_kl(
-        mu, logvar, mu_p, logvar_p, reduction=reduction, eps=eps, generator=generator
-    )
+    try:
+        z, kl = _sample_and_kl(
+            mu, logvar, mu_p, logvar_p, reduction=reduction, eps=eps, generator=generator
+        )
+    except Exception as error:
+        tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p, eps=eps)}
+        options = {"reduction": reduction, **_given(generator=generator)}
+        _explain("sample_and_kl", error, tensors, options)
+        raise
     return z, kl
 
 
@@ -208,10 +212,12 @@ def reconstruction_loss(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
-    _check_tensors("reconstruction_loss", recon_x=recon_x, x=x)
-    _check_option("reconstruction_loss", "likelihood", likelihood)
-    _check_option("reconstruction_loss", "reduction", reduction)
-    nll: Tensor = _reconstruction_loss(recon_x, x, likelihood=likelihood, reduction=reduction)
+    try:
+        nll: Tensor = _reconstruction_loss(recon_x, x, likelihood=likelihood, reduction=reduction)
+    except Exception as error:
+        options = {"likelihood": likelihood, "reduction": reduction}
+        _explain("reconstruction_loss", error, {"recon_x": recon_x, "x": x}, options)
+        raise
     return nll
 
 
@@ -247,28 +253,32 @@ def vae_loss(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
-    _check_tensors("vae_loss", recon_x=recon_x, x=x, mu=mu, logvar=logvar)
-    _check_option("vae_loss", "likelihood", likelihood)
-    _check_option("vae_loss", "reduction", reduction)
-    if kl_reduction is not None:
-        _check_option("vae_loss", "kl_reduction", kl_reduction)
+    beta_tensor = None
     if isinstance(beta, Tensor):
-        weight, beta_tensor = 1.0, beta
-    elif isinstance(beta, numbers.Real):
-        weight, beta_tensor = float(beta), None
-    else:
+        beta, beta_tensor = 1.0, beta
+    elif not isinstance(beta, (float, numbers.Real)):
         raise TypeError(
             f"fastvae.vae_loss: beta must be a float or a 0-dim tensor, but got {type(beta).__name__}"
         )
-    loss, recon, kl = _vae_loss(
-        recon_x,
-        x,
-        mu,
-        logvar,
-        beta=weight,
-        beta_tensor=beta_tensor,
-        likelihood=likelihood,
-        reduction=reduction,
-        kl_reduction=kl_reduction,
-    )
+    try:
+        loss, recon, kl = _vae_loss(
+            recon_x,
+            x,
+            mu,
+            logvar,
+            beta=float(beta),
+            beta_tensor=beta_tensor,
+            likelihood=likelihood,
+            reduction=reduction,
+            kl_reduction=kl_reduction,
+        )
+    except Exception as error:
+        tensors = {"recon_x": recon_x, "x": x, "mu": mu, "logvar": logvar}
+        options = {
+            "likelihood": likelihood,
+            "reduction": reduction,
+            **_given(kl_reduction=kl_reduction),
+        }
+        _explain("vae_loss", error, tensors, options)
+        raise
     return VAELossOutput(loss, recon, kl)

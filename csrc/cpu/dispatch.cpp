@@ -39,18 +39,19 @@ void put(const Sums& sums, int64_t i, double sum) {
 
 // Calls kernel(args, begin, end, sums) for all of [0, numel).
 template <class Args>
-void run(void (*kernel)(const Args&, int64_t, int64_t, double*), Args args, int64_t numel, const Sums& sums,
+void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& args, int64_t numel, const Sums& sums,
          int64_t grain) {
   const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
   if (sums.event > 0 && sums.event <= kShortEvent) {
-    args.event = sums.event;
+    Args by_event = args;
+    by_event.event = sums.event;
     const int64_t events = numel / sums.event,
                   per_chunk = std::max<int64_t>(1, std::min<int64_t>(kShortEvent, kChunk / sums.event));
     at::parallel_for(0, (events + per_chunk - 1) / per_chunk, grain, [&](int64_t from, int64_t to) {
       double local[kShortEvent];
       for (int64_t first = from * per_chunk; first < std::min(to * per_chunk, events); first += per_chunk) {
         const int64_t last = std::min(first + per_chunk, events);
-        kernel(args, first * sums.event, last * sums.event, local);
+        kernel(by_event, first * sums.event, last * sums.event, local);
         for (int64_t e = first; e < last; ++e) put(sums, e, local[e - first]);
       }
     });

@@ -286,9 +286,7 @@ void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
     const T *source = from.read(i, n), *u = upstream.read(i, n);
     T* target = to.write(i, n);
-    for_each_vector<T>(n, [&](int j, int) {
-      (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j);
-    });
+    for_each_vector<T>(n, [&](int j, int) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
     to.flush();
   }
 }

@@ -171,6 +171,37 @@ FASTVAE_INLINE Vec<double> square_root(Vec<double> a) {
   return a;
 }
 
+FASTVAE_INLINE Vec<float> to_real_unsigned(Vec<uint32_t> a) {
+#if defined(__AVX512F__)
+  Vec<float> r;
+  r.part[0] = (Vec<float>::Register)_mm512_cvtepu32_ps((__m512i)a.part[0]);
+  return r;
+#else  // two exact halves, added with one rounding
+  const Vec<uint32_t> low = a & Vec<uint32_t>(0xffffu);
+  return to_real(bit_cast<Vec<int32_t>>(a >> 16)) * Vec<float>(65536.0f) + to_real(bit_cast<Vec<int32_t>>(low));
+#endif
+}
+
+#if defined(__AVX512F__)
+// What AVX-512 has in one instruction, with the same bits. min and max return their second operand where one is a NaN.
+FASTVAE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  x.part[0] = (Vec<float>::Register)_mm512_min_ps((__m512)bound.part[0], (__m512)x.part[0]);
+  return x;
+}
+FASTVAE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  x.part[0] = (Vec<float>::Register)_mm512_max_ps((__m512)bound.part[0], (__m512)x.part[0]);
+  return x;
+}
+FASTVAE_INLINE Vec<float> scale_by_power(Vec<float> mantissa, Vec<float> n) {
+  mantissa.part[0] = (Vec<float>::Register)_mm512_scalef_ps((__m512)mantissa.part[0], (__m512)n.part[0]);
+  return mantissa;
+}
+FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n) {
+  mantissa.part[0] = (Vec<double>::Register)_mm512_scalef_pd((__m512d)mantissa.part[0], (__m512d)n.part[0]);
+  return mantissa;
+}
+#endif
+
 // The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
   using Register = Vec<uint64_t>::Register;

@@ -13,6 +13,7 @@ struct Constants;
 template <>
 struct Constants<float> {
   static constexpr float kLog2E = 1.442695041f;
+  static constexpr float kLn2 = 0.6931471806f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // hi has 9 bits: n * hi is exact
   static constexpr float kExpLowest = -105.0f, kExpHighest = 89.0f;        // beyond them exp is 0 and infinity
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: x + kRound - kRound is x rounded
@@ -29,6 +30,7 @@ struct Constants<float> {
 template <>
 struct Constants<double> {
   static constexpr double kLog2E = 1.4426950408889634074;
+  static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
   static constexpr double kExpLowest = -746.0, kExpHighest = 710.0;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
@@ -79,23 +81,26 @@ FASTVAE_INLINE T polynomial(T x, const ScalarOf<T> (&coefficients)[N]) {
   return sum;
 }
 
-// exp(x): x = n ln2 + r with |r| <= ln2 / 2 (Cody and Waite), then 2^n in two factors, so that subnormal results are
-// rounded once and large ones overflow to infinity.
+// mantissa * 2^n for an integer n, rounded once: in two factors, so that subnormal results and infinity come out right.
 template <class T>
-FASTVAE_INLINE T exponential(T x) {
+FASTVAE_INLINE T scale_by_power(T mantissa, T n) {
   using C = Constants<ScalarOf<T>>;
   using Int = typename Traits<T>::Int;
-  x = select(x > T(C::kExpHighest), T(C::kExpHighest), x);  // a NaN passes both
-  x = select(x < T(C::kExpLowest), T(C::kExpLowest), x);
-  const T shifted = x * T(C::kLog2E) + T(C::kRound);
-  const T n = shifted - T(C::kRound);
-  const T r = (x - n * T(C::kLn2Hi)) - n * T(C::kLn2Lo);
-  const T mantissa = T(1) + (r + r * r * polynomial(r, C::kExp));
-  const Int k = bit_cast<Int>(shifted) - bit_cast<Int>(T(C::kRound));
+  const Int k = bit_cast<Int>(n + T(C::kRound)) - bit_cast<Int>(T(C::kRound));
   const Int half = k >> 1;
   const T scale1 = bit_cast<T>((half + Int(C::kBias)) << C::kMantissa);
   const T scale2 = bit_cast<T>((k - half + Int(C::kBias)) << C::kMantissa);
   return mantissa * scale1 * scale2;
+}
+
+// exp(x): x = n ln2 + r with |r| <= ln2 / 2 (Cody and Waite).
+template <class T>
+FASTVAE_INLINE T exponential(T x) {
+  using C = Constants<ScalarOf<T>>;
+  x = at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest));
+  const T n = (x * T(C::kLog2E) + T(C::kRound)) - T(C::kRound);
+  const T r = (x - n * T(C::kLn2Hi)) - n * T(C::kLn2Lo);
+  return scale_by_power(T(1) + (r + r * r * polynomial(r, C::kExp)), n);
 }
 
 // exp(x) - 1 and exp(x) - 1 - x, both to a few units of rounding everywhere. Near zero the second is x^2 times a
@@ -116,22 +121,21 @@ FASTVAE_INLINE ExpParts<T> exp_parts(T x) {
   return {expm1, select(small, near, expm1 - x)};
 }
 
-// log(u) for 0 < u <= 1, given v = 1 - u as well: near 1 only v has the digits. u = 2^e (1 + f) with 1 + f in
-// [sqrt(1/2), sqrt(2)), s = f / (2 + f), log(1 + f) = f - s (f - s^2 p(s^2)), since log(1 + f) = 2 s + s^3 p and
-// 2 s = f - s f.
-template <class T>
-FASTVAE_INLINE T logarithm(T u, T v) {
+// log of x / 2^kScale, a number in (0, 1], given 1 minus that number as well: near 1 only this has the digits. The
+// number is 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f), log(1 + f) = 2 s + s^3 p(s^2).
+template <int kScale, class T>
+FASTVAE_INLINE T logarithm(T x, T complement) {
   using C = Constants<ScalarOf<T>>;
   using Int = typename Traits<T>::Int;
-  const T sqrt_half = T(ScalarOf<T>(0.70710678118654752440));
-  const Int e = (bit_cast<Int>(u) - bit_cast<Int>(sqrt_half)) >> C::kMantissa;
-  const T m = bit_cast<T>(bit_cast<Int>(u) - (e << C::kMantissa));
-  const T n = to_real(e);
-  const T f = select(u < sqrt_half, m - T(1), -v);
+  const Int sqrt_half = bit_cast<Int>(T(ScalarOf<T>(0.70710678118654752440)));
+  const Int one = Int(1) << C::kMantissa;
+  const Int t = bit_cast<Int>(x) - (sqrt_half + (Int(kScale) << C::kMantissa));  // e in the top bits
+  const T n = to_real(t >> C::kMantissa);
+  const T m = bit_cast<T>((t & (one - Int(1))) + sqrt_half);
+  const T f = select(n < T(0), m - T(1), -complement);
   const T s = f / (T(2) + f);
   const T y = s * s;
-  const T tail = s * (f - y * polynomial(y, C::kLog));
-  return n * T(C::kLn2Hi) + (f - (tail - n * T(C::kLn2Lo)));
+  return n * T(C::kLn2) + s * (T(2) + y * polynomial(y, C::kLog));
 }
 
 // sin and cos for |x| <= pi / 4.
@@ -140,7 +144,7 @@ FASTVAE_INLINE void sine_cosine(T x, T& sine, T& cosine) {
   using C = Constants<ScalarOf<T>>;
   const T y = x * x;
   sine = x + x * (y * polynomial(y, C::kSin));
-  cosine = T(1) - (y * T(ScalarOf<T>(0.5)) - y * y * polynomial(y, C::kCos));
+  cosine = T(1) + y * (y * polynomial(y, C::kCos) - T(ScalarOf<T>(0.5)));
 }
 
 FASTVAE_NAMESPACE_END

@@ -25,50 +25,50 @@ FASTVAE_INLINE void philox4x32_10(U64 (&c)[4], uint64_t seed) {
   }
 }
 
-// Two standard normals: radius sqrt(-2 ln u) from one word, angle from another. u lies in (0, 1] and uses all bits of
-// its word; the angle's quadrant is taken off in integers, exactly, before sine and cosine see the rest.
+// A word as a number in (0, 2^bits), halfway between its neighbours so that a word and its complement add up to 2^bits:
+// 32 bits for float, the top 53 of 64 for double.
 template <class T, class UInt>
-FASTVAE_INLINE T uniform_from_word(UInt word, float) {  // (word + 1/2) / 2^32
-  using Int = typename Traits<T>::Int;
-  const T high = to_real(bit_cast<Int>(word >> 16)), low = to_real(bit_cast<Int>(word & UInt(0xffffu)));
-  return ((high * T(65536.0f) + low) + T(0.5f)) * T(2.3283064365386962890625e-10f);
+FASTVAE_INLINE T number_from_word(UInt word, float) {
+  return to_real_unsigned(word) + T(0.5f);
 }
 template <class T, class UInt>
-FASTVAE_INLINE T uniform_from_word(UInt word, double) {  // (top 53 bits + 1/2) / 2^53
+FASTVAE_INLINE T number_from_word(UInt word, double) {
   using Int = typename Traits<T>::Int;
   const UInt bits = word >> 11;
   const T high = to_real(bit_cast<Int>(bits >> 32)), low = to_real(bit_cast<Int>(bits & UInt(0xffffffffu)));
-  return ((high * T(4294967296.0) + low) + T(0.5)) * T(1.1102230246251565404e-16);
+  return (high * T(4294967296.0) + low) + T(0.5);
 }
 
+// A signed fraction of a quarter turn, in radians: within pi / 4 of zero.
 template <class T>
-FASTVAE_INLINE T angle_from_rest(typename Traits<T>::Int rest, float) {  // rest in [-2^29, 2^29)
-  return to_real(rest) * T(1.4629180792671596e-9f);                      // 2 pi / 2^32
+FASTVAE_INLINE T angle_from_fraction(typename Traits<T>::Int fraction, float) {
+  return to_real(fraction) * T(3.6572951981678995e-10f);  // 2 pi / 2^34
 }
 template <class T>
-FASTVAE_INLINE T angle_from_rest(typename Traits<T>::Int rest, double) {  // rest in [-2^61, 2^61): its top 51 bits
-  return to_real(rest >> 11) * T(6.9757369960172635e-16);                 // 2 pi / 2^53
+FASTVAE_INLINE T angle_from_fraction(typename Traits<T>::Int fraction, double) {
+  return to_real(fraction >> 13) * T(6.9757369960172635e-16);  // 2 pi / 2^53
 }
 
+// Two standard normals: radius sqrt(-2 ln u) from one word, angle from another. u lies in (0, 1] and uses all bits of
+// its word, near 1 as well as near 0; the angle's quadrant is taken off in integers, exactly, before sine and cosine
+// see the rest.
 template <class T, class UInt>
 FASTVAE_INLINE void box_muller(UInt radius_word, UInt angle_word, T& first, T& second) {
   using S = ScalarOf<T>;
   using Int = typename Traits<T>::Int;
-  constexpr int kBits = 8 * sizeof(S);
-  // u and 1 - u: both words and their complements count from 1/2.
-  const T u = uniform_from_word<T>(radius_word, S()), v = uniform_from_word<T>(~radius_word, S());
-  const T radius = square_root(logarithm(u, v) * T(S(-2)));
-  // The angle is word / 2^bits of a turn = quadrant / 4 + rest / 2^bits with rest within an eighth of a turn of zero.
-  const UInt quadrant = (angle_word + (UInt(1) << (kBits - 3))) >> (kBits - 2);
-  const Int rest = bit_cast<Int>(angle_word - (quadrant << (kBits - 2)));
+  constexpr int kBits = 8 * sizeof(S), kDigits = sizeof(S) == 4 ? 32 : 53;
+  const T complement = number_from_word<T>(~radius_word, S()) * T(S(1) / S(uint64_t(1) << kDigits));
+  const T log_u = logarithm<kDigits>(number_from_word<T>(radius_word, S()), complement);
+  const T radius = square_root(log_u * T(S(-2)));
+  // The word is quadrant / 4 of a turn, rounded, and a signed rest: its bits below the quadrant's two.
   T sine, cosine;
-  sine_cosine(angle_from_rest<T>(rest, S()), sine, cosine);
-  const auto swap = (quadrant & UInt(1)) != UInt(0);
-  const T c = select(swap, sine, cosine), s = select(swap, cosine, sine);
+  sine_cosine(angle_from_fraction<T>(bit_cast<Int>(angle_word << 2), S()), sine, cosine);
+  const UInt rounded = angle_word + (UInt(1) << (kBits - 3));  // the quadrant in the top two bits
+  const UInt top = UInt(1) << (kBits - 1), next = UInt(1) << (kBits - 2);
+  const auto swap = (rounded & next) != UInt(0);
   // cos is negative in quadrants 1 and 2, sin in 2 and 3.
-  const UInt sign_c = ((quadrant + UInt(1)) & UInt(2)) << (kBits - 2), sign_s = (quadrant & UInt(2)) << (kBits - 2);
-  first = bit_cast<T>(bit_cast<UInt>(radius * c) ^ sign_c);
-  second = bit_cast<T>(bit_cast<UInt>(radius * s) ^ sign_s);
+  first = bit_cast<T>(bit_cast<UInt>(radius * select(swap, sine, cosine)) ^ ((rounded + next) & top));
+  second = bit_cast<T>(bit_cast<UInt>(radius * select(swap, cosine, sine)) ^ (rounded & top));
 }
 
 FASTVAE_NAMESPACE_END

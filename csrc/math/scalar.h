@@ -46,6 +46,19 @@ FASTVAE_INLINE double square_root(double x) { return sqrt(x); }
 FASTVAE_INLINE float to_real(int32_t i) { return static_cast<float>(i); }
 FASTVAE_INLINE double to_real(int64_t i) { return static_cast<double>(i); }
 
+// The smaller (larger) of x and a bound; a NaN stays.
+template <class T>
+FASTVAE_INLINE T at_most(T x, T bound) {
+  return select(x > bound, bound, x);
+}
+template <class T>
+FASTVAE_INLINE T at_least(T x, T bound) {
+  return select(x < bound, bound, x);
+}
+
+// An unsigned word to float, rounded once.
+FASTVAE_INLINE float to_real_unsigned(uint32_t word) { return static_cast<float>(word); }
+
 // The low 32 bits of a times m, in full.
 FASTVAE_INLINE uint64_t multiply_low32(uint64_t a, uint32_t m) {
   return static_cast<uint64_t>(static_cast<uint32_t>(a)) * m;
