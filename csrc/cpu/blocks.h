@@ -158,10 +158,22 @@ class Input {
   alignas(64) T buffer_[kBlock];
 };
 
+// From this size on an output will not be in the caches when it is read: it is written past them, which saves reading
+// its lines first.
+constexpr int64_t kStreamedBytes = int64_t(16) << 20;
+
 template <class T>
 class Output {
  public:
-  explicit Output(const View& view) : view_(view) {}
+  explicit Output(const View& view) : view_(view) {
+    if (view.data == nullptr) return;
+    plain_ = view.dims == 1 && view.stride[0] == 1 && view.dtype == kDType<T>;
+    streamed_ = plain_ && sizeof(T) == 4 && view.size[0] * int64_t(sizeof(T)) >= kStreamedBytes &&
+                reinterpret_cast<uintptr_t>(view.data) % 64 == 0;
+  }
+  ~Output() {
+    if (streamed_) fence();
+  }
   explicit operator bool() const { return view_.data != nullptr; }
 
   // Where to write the elements [i, i + n), up to a whole vector; flush() must follow. nullptr if the output is absent.
@@ -169,11 +181,19 @@ class Output {
     if (view_.data == nullptr) return nullptr;
     i_ = i;
     n_ = n;
-    direct_ = view_.dims == 1 && view_.stride[0] == 1 && view_.dtype == kDType<T> && n % kAlign == 0;
+    direct_ = plain_ && !streamed_ && n % kAlign == 0;
     return direct_ ? static_cast<T*>(view_.data) + i : buffer_;
   }
   void flush() {
-    if (view_.data != nullptr && !direct_) scatter();
+    if (view_.data == nullptr || direct_) return;
+    if constexpr (sizeof(T) == 4) {
+      if (streamed_ && n_ % kAlign == 0 && i_ % kAlign == 0) {
+        float* to = static_cast<float*>(view_.data) + i_;
+        for (int j = 0; j < n_; j += kAlign) stream(to + j, Vec<float>::load(buffer_ + j));
+        return;
+      }
+    }
+    scatter();
   }
 
  private:
@@ -196,7 +216,7 @@ class Output {
   const View& view_;
   int64_t i_ = 0;
   int n_ = 0;
-  bool direct_ = false;
+  bool plain_ = false, streamed_ = false, direct_ = false;
   alignas(64) T buffer_[kBlock];
 };
 

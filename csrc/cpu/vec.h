@@ -217,6 +217,24 @@ FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
   return a;
 }
 
+// Past the caches, to memory that is aligned to 64 bytes; fence() before another thread may read it.
+FASTVAE_INLINE void stream(float* to, Vec<float> a) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)a.part[0]);
+#elif defined(__AVX2__)
+  for (int i = 0; i < kRegisters; ++i) _mm256_stream_ps(to + 8 * i, (__m256)a.part[i]);
+#elif defined(__x86_64__)
+  for (int i = 0; i < kRegisters; ++i) _mm_stream_ps(to + 4 * i, (__m128)a.part[i]);
+#else
+  a.store(to);
+#endif
+}
+FASTVAE_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // Within each 128 bits: the lanes of the low (high) half of a and b, in turn.
 #if defined(__clang__)
 #define FASTVAE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
