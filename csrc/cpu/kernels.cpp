@@ -23,10 +23,21 @@ Vec<T> lane_numbers() {
   return Vec<T>::load(lanes);
 }
 
-// Calls step(j, k) for each vector j of a block; k runs through 0..3.
-template <class T, class Step>
+// Calls step(j, k) for each vector j of a block; k runs through 0..3. A light step is worth unrolling, a heavy one is
+// not worth the code.
+template <class T, bool kUnroll, class Step>
 FASTVAE_INLINE void for_each_vector(int n, Step step) {
-  for (int j = 0, k = 0; j < n; j += Vec<T>::kLanes, k = (k + 1) & 3) step(j, k);
+  constexpr int w = Vec<T>::kLanes;
+  int j = 0;
+  if constexpr (kUnroll) {
+    for (; j + 4 * w <= n; j += 4 * w) {
+      step(j, 0);
+      step(j + w, 1);
+      step(j + 2 * w, 2);
+      step(j + 3 * w, 3);
+    }
+  }
+  for (int k = 0; j < n; j += w, k = (k + 1) & 3) step(j, k);
 }
 
 // A sum in T over a block (at most 8 additions deep, in 4 x lanes columns) and in double over the blocks.
@@ -136,11 +147,12 @@ void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t en
   for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
     T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
-    for_each_vector<T>(n, [&](int j, int k) {
+    for_each_vector<T, true>(n, [&](int j, int k) __attribute__((always_inline)) {
       const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
-      const V value = Likelihood::value(r, t);
+      V value = Likelihood::value(r, t);
       if (values != nullptr) value.store(values + j);
-      sum.add(k, j + V::kLanes <= n ? value : select(lanes < V(static_cast<T>(n - j)), value, V(0)));
+      if (j + V::kLanes > n) value = select(lanes < V(static_cast<T>(n - j)), value, V(0));
+      sum.add(k, value);
       const T* u = up == nullptr ? nullptr : up + j;
       if (to_recon_x != nullptr) gradient_recon_x(Likelihood::d_recon_x(r, t), u).store(to_recon_x + j);
       if (to_x != nullptr) gradient_x(Likelihood::d_x(r, t), u).store(to_x + j);
@@ -188,7 +200,7 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
     }
     T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
       *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
-    for_each_vector<T>(n, [&](int j, int k) {
+    for_each_vector<T, false>(n, [&](int j, int k) {
       const V l = V::load(from_logvar + j);
       V g_mu(0), g_logvar(0);
       if constexpr (kPrior != Prior::none) {
@@ -199,7 +211,8 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
           kl = kl_between(V::load(from_mu + j), l, V::load(from_mu_p + j), V::load(from_logvar_p + j));
         }
         if (values != nullptr) kl.value.store(values + j);
-        sum.add(k, j + V::kLanes <= n ? kl.value : select(lanes < V(static_cast<T>(n - j)), kl.value, V(0)));
+        if (j + V::kLanes > n) kl.value = select(lanes < V(static_cast<T>(n - j)), kl.value, V(0));
+        sum.add(k, kl.value);
         if constexpr (kGradient) {
           const T* u = up == nullptr ? nullptr : up + j;
           g_mu = gradient_mu(kl.d_mu, u);
@@ -286,7 +299,8 @@ void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
     const T *source = from.read(i, n), *u = upstream.read(i, n);
     T* target = to.write(i, n);
-    for_each_vector<T>(n, [&](int j, int) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
+    for_each_vector<T, false>(n,
+                              [&](int j, int) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
     to.flush();
   }
 }
