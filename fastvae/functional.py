@@ -1,11 +1,12 @@
 """The ops: one call for each term of a VAE's objective, or for all of it.
 
-Shapes: B is the first dimension, everything after it is the event. Any strides are read in place. Sums and means are
-float32 (float64 for float64 inputs) whatever the inputs' dtype, and the same inputs give the same bits for any number of
+Shapes: B is the first dimension, everything after it is the event. Any strides are read in place. Every result but z
+is float32 (float64 for float64 inputs) whatever the inputs' dtype, and the same inputs give the same bits for any number of
 threads. Fused backward passes, second derivatives, ``torch.compile`` and any upstream gradient work as for torch's own ops.
 
 Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``"mean"`` (divided by the number of elements),
-``"sample"`` (a [B] tensor, summed over the event) and ``"none"`` (elementwise). An empty batch sums to 0 and means to NaN.
+``"sample"`` (a [B] tensor, summed over the event) and ``"none"`` (elementwise; `kl_normal` and
+`reconstruction_loss` only). An empty batch sums to 0 and means to NaN.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def _explain(
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             problem = f"must be a torch.Tensor, but got {type(value).__name__}"
-        elif value.layout is not torch.strided or value.is_nested:
-            nested = " (nested)" if value.is_nested else ""
+        elif value.is_nested:
             problem = (
-                f"must be a dense (strided) tensor, but its layout is {value.layout}{nested}; "
-                "convert it first (to_dense, to_padded_tensor)"
+                "must be a dense tensor, but it is nested; convert it with to_padded_tensor first"
             )
+        elif value.layout is not torch.strided:
+            problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with to_dense first"
         else:
             continue
         raise TypeError(f"fastvae.{op}: {name} {problem}") from error
@@ -109,7 +110,8 @@ def reparameterize(
         logvar: [B, ...] natural logarithm of its variance; shape and dtype of mu.
         eps: [B, ...] the noise to use, of any floating dtype; then nothing is drawn, and its gradient flows if it wants one.
         generator: where the seed is drawn from; torch's default generator otherwise.
-        return_eps: also return the noise, rounded to mu's dtype.
+        return_eps: also return the noise, rounded to mu's dtype (so that for a 16-bit mu it gives z again only up to
+            rounding).
 
     Returns:
         z with mu's shape, dtype and layout; or (z, eps).
@@ -178,7 +180,8 @@ def sample_and_kl(
     Args, errors and the units of each term: theirs, but that reduction cannot be ``"none"``.
 
     Returns:
-        (z, kl).
+        (z, kl): z as `reparameterize` returns it, [B, ...]; kl as `kl_normal` does, a scalar or [B]. The noise is that of
+        `reparameterize` for the same seed.
     """
     try:
         z, kl = _sample_and_kl(
@@ -248,7 +251,8 @@ def vae_loss(
         kl_reduction: the KL's, if it is another one; "sample" goes with "sample" only.
 
     Returns:
-        VAELossOutput(loss, recon, kl), all three differentiable: scalars, or [B] for ``"sample"``.
+        VAELossOutput(loss, recon, kl), all three differentiable: scalars, or [B] for ``"sample"``; float32, or float64 where
+        the images or the latents are (loss: where either is).
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.

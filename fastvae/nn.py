@@ -10,7 +10,10 @@ __all__ = ["Reparameterize", "VAELoss"]
 
 
 class VAELoss(nn.Module):
-    """`fastvae.vae_loss` with its options kept. ``beta`` is a plain attribute: set it to anneal."""
+    """`fastvae.vae_loss` with its options kept; ``forward`` takes and returns what it does.
+
+    ``beta`` is a plain attribute: set it to anneal. A tensor beta is not a buffer: ``.to()`` does not move it.
+    """
 
     def __init__(
         self,

@@ -45,12 +45,22 @@ def philox_normal(
     Raises:
         ValueError: a negative size or start, a seed of more than 64 bits.
         TypeError: another dtype, or what is not an integer.
+        RuntimeError: a device that this build has no kernels for.
     """
+    first = _integer("start", start)
+    if not 0 <= first < 2**63:
+        raise ValueError(
+            f"fastvae.random.philox_normal: start must be in [0, 2**63), but got {first}"
+        )
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"fastvae.random.philox_normal: dtype must be a torch.dtype, but got {type(dtype).__name__}"
+        )
     return ops.philox_normal.default(  # type: ignore[no-any-return]
         _shape(size),
         seed=_signed("seed", seed),
         offset=_signed("offset", offset),
-        start=_integer("start", start),
+        start=first,
         dtype=torch.float32 if dtype is None else dtype,
         device=torch.device("cpu" if device is None else device),
     )

@@ -4,9 +4,8 @@
 //     static constexpr const char* kName;
 //     static constexpr int kInputs;  // tensors that may want a gradient
 //     static constexpr int kSaved;   // tensors that the backward pass needs
-//     // The gradients of the inputs that want one (the others undefined), given those of the outputs (perhaps
-//     undefined), by
-//     // the fused kernels and, for second derivatives, in aten ops:
+//     // The gradients of the inputs that want one (the others undefined), given those of the outputs (some of which
+//     // may be undefined): by the fused kernels, and in aten ops for second derivatives.
 //     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
 //     variable_list differentiable_backward(... the same ...) const;
 //   };
@@ -77,7 +76,7 @@ inline int64_t next_draw(const Tensor& t) {
 
 // ---- The node.
 
-// Multiplies gradients that were made for an upstream gradient of 1 by the real one (scale.cpp).
+// Multiplies gradients that were made for an upstream gradient of 1 by the real one (noise.cpp).
 void scale_gradients(variable_list& gradients, const Tensor& g);
 
 // Whether gradients may be made in the forward pass and kept for the backward pass. float16 ones would underflow before

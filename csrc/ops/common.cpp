@@ -67,6 +67,8 @@ View ordered(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides, at
 
 }  // namespace
 
+std::string dtype_name(const Tensor& t) { return std::string(c10::getDtypeNames(t.scalar_type()).first); }
+
 Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none) {
   for (int r = 0; r < (allow_none ? 5 : 4); ++r) {
     if (name == kReductions[r]) return static_cast<Reduction>(r);
@@ -78,19 +80,15 @@ Reduction parse_reduction(const char* op, c10::string_view name, const char* arg
 void check_tensor(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
   TORCH_CHECK_TYPE(is_supported(t.scalar_type()), op, ": ", name,
-                   " must be float32, float64, bfloat16 or float16, but its dtype is ", t.scalar_type(),
-                   "; convert it with .float()");
+                   " must be float32, float64, bfloat16 or float16, but its dtype is ", dtype_name(t),
+                   "; convert it with ", t.is_complex() ? ".real" : ".float()");
   TORCH_CHECK_VALUE(t.dim() > 0, op, ": ", name,
                     " must have a batch dimension, but it is a 0-dim tensor; use .reshape(1)");
   TORCH_CHECK(!t.is_neg() && !t.is_conj(), op, ": ", name,
               " must not be a lazily negated or conjugated view; call .resolve_neg() on it");
-  const auto device = t.device().type();
-  TORCH_CHECK(device != at::kCUDA, op, ": ", name, " is on ", t.device(),
-              ", but this fastvae was built without CUDA; move the tensors to the CPU, or rebuild it beside a CUDA "
-              "torch with nvcc "
-              "(`fastvae info` says how it was built)");
-  TORCH_CHECK(device == at::kCPU || device == at::kMeta, op, ": ", name, " is on ", t.device(),
-              ", but there are kernels for the CPU only");
+  TORCH_CHECK(
+      !t.is_cuda(), op, ": ", name, " is on ", t.device(),
+      ", but this fastvae was built without CUDA (this version has CPU kernels only); move the tensors to the CPU");
 }
 
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
@@ -109,7 +107,7 @@ void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar) {
   check_same_device(op, "mu", mu, "logvar", logvar);
   check_same_shape(op, "mu", mu, "logvar", logvar);
   TORCH_CHECK_TYPE(mu.scalar_type() == logvar.scalar_type(), op, ": mu and logvar must have the same dtype, but got ",
-                   mu.scalar_type(), " and ", logvar.scalar_type());
+                   dtype_name(mu), " and ", dtype_name(logvar));
 }
 
 void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, const OptionalTensor& logvar_p) {
@@ -125,7 +123,7 @@ void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, c
     check_tensor(op, name, t);
     check_same_device(op, name, t, "mu", mu);
     TORCH_CHECK_TYPE(t.scalar_type() == mu.scalar_type(), op, ": ", name, " and mu must have the same dtype, but got ",
-                     t.scalar_type(), " and ", mu.scalar_type());
+                     dtype_name(t), " and ", dtype_name(mu));
   }
 }
 
@@ -135,7 +133,8 @@ void check_noise(const char* op, const Tensor& mu, const OptionalTensor& eps,
     check_tensor(op, "eps", *eps);
     check_same_device(op, "eps", *eps, "mu", mu);
     check_same_shape(op, "eps", *eps, "mu", mu);
-    TORCH_CHECK_VALUE(!generator.has_value(), op, ": got both eps and generator; with eps given nothing is drawn");
+    TORCH_CHECK_VALUE(!generator.has_value(), op,
+                      ": got both eps and generator, but with eps given nothing is drawn; give one of them");
   }
   if (generator.has_value() && generator->defined()) {
     TORCH_CHECK(mu.device().type() == at::kMeta || generator->device().type() == mu.device().type(), op,

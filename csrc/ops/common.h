@@ -23,6 +23,8 @@ enum class Reduction { sum, batchmean, mean, sample, none };
 // ---- Checks. `op` is the function the user called; each raises a ValueError, TypeError or RuntimeError that names it.
 
 Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none);
+// As Python spells it.
+std::string dtype_name(const Tensor& t);
 // A strided floating-point tensor with a batch dimension, on a device that this build has kernels for.
 void check_tensor(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);

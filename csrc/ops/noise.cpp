@@ -22,10 +22,10 @@ void fill(const Tensor& out, uint64_t seed, uint64_t offset, uint64_t start) {
 Tensor philox_normal(c10::SymIntArrayRef size, int64_t seed, int64_t offset, int64_t start, at::ScalarType dtype,
                      at::Device device) {
   constexpr const char* kOp = "fastvae.random.philox_normal";
-  TORCH_CHECK_VALUE(start >= 0, kOp, ": start must not be negative, but got ", start);
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, kOp,
-                   ": dtype must be float32, float64, bfloat16 or float16, but got ", dtype);
-  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp, ": device must be the CPU in this build, but got ", device);
+                   ": dtype must be float32, float64, bfloat16 or float16, but got ", c10::getDtypeNames(dtype).first);
+  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp,
+              ": device must be the CPU, as this fastvae was built without CUDA, but got ", device);
   Tensor out = at::empty_symint(size, at::TensorOptions(device).dtype(dtype));
   if (!out.is_meta())
     fill(out, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), static_cast<uint64_t>(start));

@@ -43,7 +43,8 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
   TORCH_CHECK_VALUE(beta->dim() == 0, kOp, ": beta must be a float or a 0-dim tensor, but its shape is ",
                     beta->sym_sizes());
   TORCH_CHECK_TYPE(beta->is_floating_point(), kOp,
-                   ": beta must be a float or a floating-point tensor, but its dtype is ", beta->scalar_type());
+                   ": beta must be a float or a floating-point tensor, but its dtype is ", dtype_name(*beta),
+                   "; give beta.float()");
   check_same_device(kOp, "beta", *beta, "mu", mu);
 }
 
