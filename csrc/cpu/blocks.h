@@ -9,7 +9,7 @@
 FASTVAE_NAMESPACE_BEGIN
 
 constexpr int kBlock = 512;  // elements
-constexpr int kAlign = 16;   // a block's length is a multiple of this, but for the last
+constexpr int kAlign = 32;   // a block's length is a multiple of this, but for the last: whole vectors everywhere
 
 struct BFloat16 {
   uint16_t bits;
@@ -189,7 +189,7 @@ class Output {
     if constexpr (sizeof(T) == 4) {
       if (streamed_ && n_ % kAlign == 0 && i_ % kAlign == 0) {
         float* to = static_cast<float*>(view_.data) + i_;
-        for (int j = 0; j < n_; j += kAlign) stream(to + j, Vec<float>::load(buffer_ + j));
+        for (int j = 0; j < n_; j += Vec<float>::kLanes) stream(to + j, Vec<float>::load(buffer_ + j));
         return;
       }
     }

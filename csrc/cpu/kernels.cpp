@@ -23,35 +23,36 @@ Vec<T> lane_numbers() {
   return Vec<T>::load(lanes);
 }
 
-// Calls step(j, k) for each vector j of a block; k runs through 0..3. A light step is worth unrolling, a heavy one is
-// not worth the code.
+// Calls step(j) for each vector of a block. A light step is worth unrolling, a heavy one is not worth the code.
 template <class T, bool kUnroll, class Step>
 FASTVAE_INLINE void for_each_vector(int n, Step step) {
   constexpr int w = Vec<T>::kLanes;
   int j = 0;
   if constexpr (kUnroll) {
-    for (; j + 4 * w <= n; j += 4 * w) {
-      step(j, 0);
-      step(j + w, 1);
-      step(j + 2 * w, 2);
-      step(j + 3 * w, 3);
+    for (; j + 2 * w <= n; j += 2 * w) {
+      step(j);
+      step(j + w);
     }
   }
-  for (int k = 0; j < n; j += w, k = (k + 1) & 3) step(j, k);
+  for (; j < n; j += w) step(j);
 }
 
-// A sum in T over a block (at most 8 additions deep, in 4 x lanes columns) and in double over the blocks.
+// A sum in T over a block, in 64 columns (32 of double) and so at most 8 additions deep, and in double over the blocks.
+// Element j of a block belongs to column j % 64 whatever the width of the vectors.
 template <class T>
 class Sum {
  public:
   FASTVAE_INLINE void begin_block() {
-    for (auto& column : column_) column = Vec<T>(0);
+    for (int c = 0; c < kColumns; c += Vec<T>::kLanes) Vec<T>(0).store(column_ + c);
   }
-  FASTVAE_INLINE void add(int k, Vec<T> value) { column_[k] = column_[k] + value; }
+  FASTVAE_INLINE void add(int j, Vec<T> value) {
+    T* column = column_ + j % kColumns;
+    (Vec<T>::load(column) + value).store(column);
+  }
   FASTVAE_INLINE void end_block() {
-    alignas(64) T lanes[kLanes];
-    ((column_[0] + column_[1]) + (column_[2] + column_[3])).store(lanes);
-    for (int l = 0; l < kLanes; ++l) total_[l] += static_cast<double>(lanes[l]);
+    constexpr int q = kColumns / 4;
+    for (int l = 0; l < q; ++l)
+      total_[l] += static_cast<double>((column_[l] + column_[q + l]) + (column_[2 * q + l] + column_[3 * q + l]));
   }
   double total() const {
     double sum = 0;
@@ -60,9 +61,9 @@ class Sum {
   }
 
  private:
-  static constexpr int kLanes = Vec<T>::kLanes;
-  Vec<T> column_[4];
-  double total_[kLanes] = {};
+  static constexpr int kColumns = 256 / sizeof(T);
+  alignas(64) T column_[kColumns];
+  double total_[kColumns / 4] = {};
 };
 
 // Sums of short events, from a buffer of their elements' values.
@@ -147,12 +148,12 @@ void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t en
   for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
     T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
-    for_each_vector<T, true>(n, [&](int j, int k) __attribute__((always_inline)) {
+    for_each_vector<T, true>(n, [&](int j) __attribute__((always_inline)) {
       const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
       V value = Likelihood::value(r, t);
       if (values != nullptr) value.store(values + j);
       if (j + V::kLanes > n) value = select(lanes < V(static_cast<T>(n - j)), value, V(0));
-      sum.add(k, value);
+      sum.add(j, value);
       const T* u = up == nullptr ? nullptr : up + j;
       if (to_recon_x != nullptr) gradient_recon_x(Likelihood::d_recon_x(r, t), u).store(to_recon_x + j);
       if (to_x != nullptr) gradient_x(Likelihood::d_x(r, t), u).store(to_x + j);
@@ -200,7 +201,7 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
     }
     T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
       *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
-    for_each_vector<T, false>(n, [&](int j, int k) {
+    for_each_vector<T, false>(n, [&](int j) {
       const V l = V::load(from_logvar + j);
       V g_mu(0), g_logvar(0);
       if constexpr (kPrior != Prior::none) {
@@ -212,7 +213,7 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
         }
         if (values != nullptr) kl.value.store(values + j);
         if (j + V::kLanes > n) kl.value = select(lanes < V(static_cast<T>(n - j)), kl.value, V(0));
-        sum.add(k, kl.value);
+        sum.add(j, kl.value);
         if constexpr (kGradient) {
           const T* u = up == nullptr ? nullptr : up + j;
           g_mu = gradient_mu(kl.d_mu, u);
@@ -299,8 +300,7 @@ void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
     const T *source = from.read(i, n), *u = upstream.read(i, n);
     T* target = to.write(i, n);
-    for_each_vector<T, false>(n,
-                              [&](int j, int) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
+    for_each_vector<T, false>(n, [&](int j) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
     to.flush();
   }
 }

@@ -6,23 +6,32 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// What a group of lanes makes of one Philox call each: 64 floats or 16 doubles.
+// What a group of lanes makes of one Philox call each.
 template <class T>
 struct Group;
 
-// Lane l takes counter 4 (l % 4) + l / 4 (double: 4 (l % 2) + l / 2): then interleaving within 128 bits, which every
-// instruction set has, puts the normals into the order of the elements.
+// The counter of each 64-bit lane: lane l of normals takes counter (l % per) * (lanes / per) + l / per, where `per` of
+// them fill 128 bits. Then interleaving within 128 bits, which every instruction set has, puts the normals into the
+// order of the elements.
+template <int kLanes, int kPer, int kStep>
+struct LaneCounters {
+  uint64_t counter[kLanes / kStep];
+  constexpr LaneCounters() : counter() {
+    for (int l = 0; l < kLanes; l += kStep) counter[l / kStep] = l % kPer * (kLanes / kPer) + l / kPer;
+  }
+};
+
 template <>
 struct Group<float> {
-  static constexpr int kPerCounter = 4, kSize = 64;
+  static constexpr int kLanes = Vec<float>::kLanes, kPerCounter = 4, kSize = kPerCounter * kLanes;
   using Words = Vec<uint32_t>[4];
 
   static FASTVAE_INLINE void draw(uint64_t seed, uint64_t offset, uint64_t counter, Words& words) {
     using U64 = Vec<uint64_t>;
-    static constexpr uint64_t kEven[] = {0, 8, 1, 9, 2, 10, 3, 11};  // counters of lanes 0, 2, 4, ...
-    U64 even[4], odd[4];                                             // a 32-bit word in each 64-bit lane
-    even[0] = U64::load(kEven) + U64(counter);
-    odd[0] = even[0] + U64(4);
+    static constexpr LaneCounters<kLanes, 4, 2> kEven;  // lanes 0, 2, 4, ...
+    U64 even[4], odd[4];                                // a 32-bit word in each 64-bit lane
+    even[0] = U64::load(kEven.counter) + U64(counter);
+    odd[0] = even[0] + U64(kLanes / 4);
     even[1] = even[0] >> 32;
     odd[1] = odd[0] >> 32;
     even[2] = odd[2] = U64(offset);
@@ -40,22 +49,22 @@ struct Group<float> {
     const auto a = interleave<false>(e[0], e[2]), b = interleave<true>(e[0], e[2]);
     const auto c = interleave<false>(e[1], e[3]), d = interleave<true>(e[1], e[3]);
     interleave<false>(a, c).store(out);
-    interleave<true>(a, c).store(out + 16);
-    interleave<false>(b, d).store(out + 32);
-    interleave<true>(b, d).store(out + 48);
+    interleave<true>(a, c).store(out + kLanes);
+    interleave<false>(b, d).store(out + 2 * kLanes);
+    interleave<true>(b, d).store(out + 3 * kLanes);
   }
 };
 
 template <>
 struct Group<double> {
-  static constexpr int kPerCounter = 2, kSize = 16;
+  static constexpr int kLanes = Vec<double>::kLanes, kPerCounter = 2, kSize = kPerCounter * kLanes;
   using Words = Vec<uint64_t>[2];
 
   static FASTVAE_INLINE void draw(uint64_t seed, uint64_t offset, uint64_t counter, Words& words) {
     using U64 = Vec<uint64_t>;
-    static constexpr uint64_t kLanes[] = {0, 4, 1, 5, 2, 6, 3, 7};
+    static constexpr LaneCounters<kLanes, 2, 1> kAll;
     U64 word[4];
-    word[0] = U64::load(kLanes) + U64(counter);
+    word[0] = U64::load(kAll.counter) + U64(counter);
     word[1] = word[0] >> 32;
     word[2] = U64(offset);
     word[3] = U64(offset >> 32);
@@ -68,7 +77,7 @@ struct Group<double> {
     Vec<double> first, second;
     box_muller(words[0], words[1], first, second);
     interleave<false>(first, second).store(out);
-    interleave<true>(first, second).store(out + 8);
+    interleave<true>(first, second).store(out + kLanes);
   }
 };
 
