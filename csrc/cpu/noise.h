@@ -38,7 +38,7 @@ struct Group<float> {
     even[3] = odd[3] = U64(offset >> 32);
     philox4x32_10(even, seed);
     philox4x32_10(odd, seed);
-#pragma GCC unroll 4
+    FASTVAE_UNROLL
     for (int j = 0; j < 4; ++j) words[j] = bit_cast<Vec<uint32_t>>((even[j] & U64(0xffffffffu)) | (odd[j] << 32));
   }
   static FASTVAE_INLINE void normals(const Words& words, float* out) {

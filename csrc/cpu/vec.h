@@ -209,7 +209,7 @@ FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n) {
 
 // The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
-  using Register = Vec<uint64_t>::Register;
+  using Register [[maybe_unused]] = Vec<uint64_t>::Register;
 #if defined(__AVX512F__)
   for (auto& part : a.part) part = (Register)_mm512_mul_epu32((__m512i)part, _mm512_set1_epi64(m));
 #elif defined(__AVX2__)

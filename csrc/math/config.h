@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define FASTVAE_INLINE __host__ __device__ __forceinline__
+#define FASTVAE_UNROLL _Pragma("unroll")
 #else
 #define FASTVAE_INLINE inline __attribute__((always_inline))
+#define FASTVAE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // The CPU kernels are compiled once per instruction set. Each copy lives in an inline namespace of its own, so that the

@@ -12,7 +12,7 @@ FASTVAE_NAMESPACE_BEGIN
 template <class U64>
 FASTVAE_INLINE void philox4x32_10(U64 (&c)[4], uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-#pragma GCC unroll 10
+  FASTVAE_UNROLL
   for (int round = 0; round < 10; ++round) {
     const U64 product0 = multiply_low32(c[0], 0xD2511F53u);
     const U64 product1 = multiply_low32(c[2], 0xCD9E8D57u);
