@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import cpuinfo
 import torch
 from cases import (
     BOTH,
@@ -30,7 +34,7 @@ from cases import (
 )
 
 import fastvae
-from fastvae._ops import build_info
+from fastvae._ops import build_info, cpu_capability
 
 
 class Row(NamedTuple):
@@ -157,6 +161,11 @@ def main() -> None:
             "commit": build_info()["commit"],
             "device": args.device,
             "threads": torch.get_num_threads(),
+            "cpu": cpuinfo.get_cpu_info().get("brand_raw", "unknown"),
+            "instruction_set": cpu_capability(),
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+            "command": shlex.join(["python", *sys.argv]),
         }
         args.json.write_text(json.dumps({"machine": about, "seconds": results}, indent=1) + "\n")
 

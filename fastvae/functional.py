@@ -30,7 +30,7 @@ __all__ = [
     "vae_loss",
 ]
 
-# Bound once: looking an overload up costs more than some of the calls.
+# Bound once, and called with positional arguments: looking an overload up, or its arguments' names, costs more than some calls.
 _reparameterize = ops.reparameterize.default
 _normal_like = ops._normal_like.default
 _kl_normal = ops.kl_normal.default
@@ -122,8 +122,8 @@ def reparameterize(
     try:
         if return_eps and eps is None:
             noise = _normal_like(mu, generator)
-            return _reparameterize(mu, logvar, eps=noise), noise.to(mu.dtype)
-        z: Tensor = _reparameterize(mu, logvar, eps=eps, generator=generator)
+            return _reparameterize(mu, logvar, noise), noise.to(mu.dtype)
+        z: Tensor = _reparameterize(mu, logvar, eps, generator)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(eps=eps)}
         _explain("reparameterize", error, tensors, _given(generator=generator))
@@ -157,7 +157,7 @@ def kl_normal(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        kl: Tensor = _kl_normal(mu, logvar, mu_p, logvar_p, reduction=reduction)
+        kl: Tensor = _kl_normal(mu, logvar, mu_p, logvar_p, reduction)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p)}
         _explain("kl_normal", error, tensors, {"reduction": reduction})
@@ -184,9 +184,7 @@ def sample_and_kl(
         `reparameterize` for the same seed.
     """
     try:
-        z, kl = _sample_and_kl(
-            mu, logvar, mu_p, logvar_p, reduction=reduction, eps=eps, generator=generator
-        )
+        z, kl = _sample_and_kl(mu, logvar, mu_p, logvar_p, reduction, eps, generator)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p, eps=eps)}
         options = {"reduction": reduction, **_given(generator=generator)}
@@ -216,7 +214,7 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        nll: Tensor = _reconstruction_loss(recon_x, x, likelihood=likelihood, reduction=reduction)
+        nll: Tensor = _reconstruction_loss(recon_x, x, likelihood, reduction)
     except Exception as error:
         options = {"likelihood": likelihood, "reduction": reduction}
         _explain("reconstruction_loss", error, {"recon_x": recon_x, "x": x}, options)
@@ -270,11 +268,11 @@ def vae_loss(
             x,
             mu,
             logvar,
-            beta=float(beta),
-            beta_tensor=beta_tensor,
-            likelihood=likelihood,
-            reduction=reduction,
-            kl_reduction=kl_reduction,
+            float(beta),
+            beta_tensor,
+            likelihood,
+            reduction,
+            kl_reduction,
         )
     except Exception as error:
         tensors = {"recon_x": recon_x, "x": x, "mu": mu, "logvar": logvar}

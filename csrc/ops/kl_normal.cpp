@@ -100,7 +100,7 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def(
-      "kl_normal(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, *, str reduction=\"batchmean\") "
+      "kl_normal(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, str reduction=\"batchmean\") "
       "-> Tensor",
       kPure);
   m.def(

@@ -129,9 +129,8 @@ Tensor autograd(const Tensor& recon_x, const Tensor& x, c10::string_view likelih
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
-  m.def(
-      "reconstruction_loss(Tensor recon_x, Tensor x, *, str likelihood=\"mse\", str reduction=\"batchmean\") -> Tensor",
-      kPure);
+  m.def("reconstruction_loss(Tensor recon_x, Tensor x, str likelihood=\"mse\", str reduction=\"batchmean\") -> Tensor",
+        kPure);
   m.def(
       "_reconstruction_loss_with_gradients(Tensor recon_x, Tensor x, str likelihood, str reduction, bool[2] wants) -> "
       "(Tensor, Tensor[])",

@@ -93,7 +93,7 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& ep
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
-  m.def("reparameterize(Tensor mu, Tensor logvar, *, Tensor? eps=None, Generator? generator=None) -> Tensor", kRandom);
+  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor", kRandom);
   m.def("_reparameterize_draw(Tensor mu, Tensor logvar, Generator? generator, int draw) -> (Tensor z, Tensor state)",
         kRandom);
   m.def("_reparameterize_gradients(Tensor dz, Tensor logvar, Tensor? eps, Tensor? state, bool[2] wants) -> Tensor[]",

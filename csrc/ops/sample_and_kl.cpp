@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> autograd(const Tensor& mu, const Tensor& logvar, cons
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def(
-      "sample_and_kl(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, *, str "
+      "sample_and_kl(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, str "
       "reduction=\"batchmean\", "
       "Tensor? eps=None, Generator? generator=None) -> (Tensor z, Tensor kl)",
       kRandom);

@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def(
-      "vae_loss(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, *, float beta=1.0, Tensor? beta_tensor=None, "
+      "vae_loss(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, float beta=1.0, Tensor? beta_tensor=None, "
       "str likelihood=\"mse\", str reduction=\"batchmean\", str? kl_reduction=None) -> (Tensor loss, Tensor recon, "
       "Tensor kl)",
       kPure);
