@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.resolve()
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 IS_LINUX = sys.platform.startswith("linux")
 
-# No -std: torch sets the one it needs. No contraction: the same bits on every instruction set.
+# No contraction: the same bits on every instruction set. No -std but for the kernels, which see no torch header: torch sets
+# the one it needs.
 COMMON_FLAGS = [
     "-O2",
     "-g0",
@@ -100,8 +101,9 @@ class Build(BuildExtension):
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         header = folder / "build_info.h"
-        if not header.exists() or header.read_text() != build_info():
-            header.write_text(build_info())
+        info = build_info()
+        if not header.exists() or header.read_text() != info:
+            header.write_text(info)
         extension.include_dirs.append(str(folder.resolve()))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             extension.extra_objects += pool.map(self.compile_kernels, INSTRUCTION_SETS)

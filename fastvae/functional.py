@@ -53,6 +53,8 @@ def _explain(
             problem = (
                 "must be a dense tensor, but it is nested; convert it with to_padded_tensor first"
             )
+        elif value.is_quantized:
+            problem = "must not be quantized; convert it with dequantize first"
         elif value.layout is not torch.strided:
             problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with to_dense first"
         else:
@@ -275,7 +277,13 @@ def vae_loss(
             kl_reduction,
         )
     except Exception as error:
-        tensors = {"recon_x": recon_x, "x": x, "mu": mu, "logvar": logvar}
+        tensors = {
+            "recon_x": recon_x,
+            "x": x,
+            "mu": mu,
+            "logvar": logvar,
+            **_given(beta=beta_tensor),
+        }
         options = {
             "likelihood": likelihood,
             "reduction": reduction,

@@ -600,3 +600,16 @@ def test_backward_from_another_thread():
     worker.join()
     expected = evaluate(vae_loss, tensors, [torch.tensor(1.0), None, None]).grads
     assert all(torch.equal(tensors[k].grad, g) for k, g in expected.items())
+
+
+def test_an_upstream_gradient_that_is_lazily_negated_or_zero() -> None:
+    mu = torch.randn(3, 5, requires_grad=True)
+    kl = fastvae.kl_normal(mu, torch.zeros(3, 5), reduction="sum")
+    negated = torch.tensor(2 + 3j).conj().imag
+    assert negated.is_neg()
+    for _ in range(2):  # with the gradients made in the forward pass, then with new ones
+        (gradient,) = torch.autograd.grad(kl, mu, negated, retain_graph=True)
+        torch.testing.assert_close(gradient, -3 * mu.detach())
+    kl = fastvae.kl_normal(mu, torch.zeros(3, 5))
+    (gradient,) = torch.autograd.grad(kl, mu, torch._efficientzerotensor(()))
+    assert not gradient.any()

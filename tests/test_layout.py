@@ -300,3 +300,10 @@ def test_inputs_that_want_no_gradient_cost_nothing():
     tensors["mu"].requires_grad_()
     made = allocated(lambda: torch.autograd.grad(vae_loss(**tensors).loss, tensors["mu"]))
     assert made <= size_of(tensors["mu"]) + SLACK
+
+
+def test_a_lazy_clone_is_read_without_being_copied() -> None:
+    mu = torch.randn(4, 6)
+    clone = torch._lazy_clone(mu)
+    fastvae.kl_normal(clone, clone)
+    assert torch._C._is_cow_tensor(clone)

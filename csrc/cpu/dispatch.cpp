@@ -3,7 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
-#include <cstring>
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -37,7 +38,7 @@ void put(const Sums& sums, int64_t i, double sum) {
   }
 }
 
-// Calls kernel(args, begin, end, sums) for all of [0, numel).
+// Calls kernel(args, begin, end, sums) for all of [0, numel), numel > 0.
 template <class Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& args, int64_t numel, const Sums& sums,
          int64_t grain) {
@@ -57,7 +58,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& arg
     });
     return;
   }
-  const int64_t count = numel > 0 ? numel / length : 0, chunks = numel > 0 ? (length + kChunk - 1) / kChunk : 0;
+  const int64_t count = numel / length, chunks = (length + kChunk - 1) / kChunk;
   if (count * chunks == 1) {
     double sum = 0;
     kernel(args, 0, numel, &sum);
@@ -72,7 +73,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& arg
     }
   });
   if (sums.data == nullptr) return;
-  for (int64_t i = 0; i < std::max<int64_t>(count, sums.event == 0); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     double sum = 0;
     for (int64_t c = 0; c < chunks; ++c) sum += partial[i * chunks + c];
     put(sums, i, sum);
@@ -103,12 +104,12 @@ void scale(const ScaleArgs& args, int64_t numel) {
 }
 
 const char* capability() {
-  const Kernels* chosen = &kernels();
+  [[maybe_unused]] const Kernels* chosen = &kernels();
 #if defined(FASTVAE_X86_KERNELS)
   if (chosen == &kernels_avx512) return "avx512";
   if (chosen == &kernels_avx2) return "avx2";
 #endif
-  return chosen == &kernels_baseline ? "baseline" : "unknown";
+  return "baseline";
 }
 
 }  // namespace fastvae::cpu

@@ -143,7 +143,8 @@ void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t en
   using V = Vec<T>;
   Input<T> recon_x(args.recon_x), x(args.x), upstream(args.upstream);
   Output<T> d_recon_x(args.d_recon_x), d_x(args.d_x);
-  const Gradient<T> gradient_recon_x(args.scale, args.d_recon_x, true), gradient_x(args.scale, args.d_x, true);
+  const Gradient<T> gradient_recon_x(args.scale, args.d_recon_x, args.may_be_kept),
+      gradient_x(args.scale, args.d_x, args.may_be_kept);
   const V lanes = lane_numbers<T>();
   for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
@@ -185,8 +186,10 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
       upstream(args.upstream);
   Output<T> z(args.z), d_mu(args.d_mu), d_logvar(args.d_logvar), d_mu_p(args.d_mu_p), d_logvar_p(args.d_logvar_p),
       d_eps(args.d_eps);
-  const Gradient<T> gradient_mu(args.scale, args.d_mu, !kSample), gradient_logvar(args.scale, args.d_logvar, !kSample),
-      gradient_mu_p(args.scale, args.d_mu_p, !kSample), gradient_logvar_p(args.scale, args.d_logvar_p, !kSample);
+  const Gradient<T> gradient_mu(args.scale, args.d_mu, args.may_be_kept),
+      gradient_logvar(args.scale, args.d_logvar, args.may_be_kept),
+      gradient_mu_p(args.scale, args.d_mu_p, args.may_be_kept),
+      gradient_logvar_p(args.scale, args.d_logvar_p, args.may_be_kept);
   const V lanes = lane_numbers<T>();
   alignas(64) T noise[kBlock];
   for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {

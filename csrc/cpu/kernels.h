@@ -13,11 +13,12 @@ enum class Prior : int { none, standard, given };
 
 // The value of a loss over its elements, its gradients, or both in one pass.
 struct LossArgs {
-  double scale = 1;      // d(loss) / d(element's value): 1 / B for batchmean, times beta
-  View upstream;         // gradient of the loss; absent means 1
-  View value;            // the elements' values, if they are wanted one by one
-  int64_t event = 0;     // sum each run of so many elements by itself; 0: sum the whole range
-  bool float64 = false;  // arithmetic in double
+  double scale = 1;          // d(loss) / d(element's value): 1 / B for batchmean, times beta
+  View upstream;             // gradient of the loss; absent means 1
+  View value;                // the elements' values, if they are wanted one by one
+  int64_t event = 0;         // sum each run of so many elements by itself; 0: sum the whole range
+  bool may_be_kept = false;  // such gradients may have been made in the forward pass
+  bool float64 = false;      // arithmetic in double
 };
 
 struct ReconstructionArgs : LossArgs {

@@ -30,7 +30,7 @@ DType dtype_of(const Tensor& t) {
 
 View merged(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides) {
   View view;
-  view.data = t.data_ptr();
+  view.data = const_cast<void*>(t.const_data_ptr());  // not data_ptr: that would copy a lazy clone that is only read
   view.dtype = dtype_of(t);
   // From the innermost dimension outwards, then turned round.
   for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
@@ -175,13 +175,20 @@ Tensor spread(const Tensor& g, Reduction r, const Tensor& like) {
 
 Tensor widened(const Tensor& t) { return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat); }
 
-std::vector<int64_t> memory_order(const Tensor& like, bool keep_batch) {
-  if (like.is_contiguous()) return {};
-  std::vector<int64_t> order(like.dim());
-  for (int64_t d = 0; d < like.dim(); ++d) order[d] = d;
-  std::stable_sort(order.begin() + (keep_batch ? 1 : 0), order.end(),
-                   [&](int64_t a, int64_t b) { return like.stride(a) > like.stride(b); });
-  return order;
+std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch) {
+  for (const Tensor& t : operands) {
+    if (!t.defined()) continue;
+    if (t.is_contiguous()) return {};
+    bool expanded = false;
+    for (int64_t d = 0; d < t.dim(); ++d) expanded |= t.stride(d) == 0 && t.size(d) > 1;
+    if (expanded) continue;
+    std::vector<int64_t> order(t.dim());
+    for (int64_t d = 0; d < t.dim(); ++d) order[d] = d;
+    std::stable_sort(order.begin() + (keep_batch ? 1 : 0), order.end(),
+                     [&](int64_t i, int64_t j) { return t.stride(i) > t.stride(j); });
+    return order;
+  }
+  return {};
 }
 
 View view_of(const Tensor& t, at::IntArrayRef order) {

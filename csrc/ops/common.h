@@ -51,9 +51,9 @@ Tensor widened(const Tensor& t);
 
 // ---- Tensors as kernels see them.
 
-// The order in which a pass visits the dimensions: that of `like` in memory where the order of elements is free
-// (keep_batch: the batch dimension stays first); empty means the logical order.
-std::vector<int64_t> memory_order(const Tensor& like, bool keep_batch);
+// The order in which a pass visits the dimensions where that is free: as the first operand that is not expanded lies in
+// memory (keep_batch: the batch dimension stays first). Empty means the logical order.
+std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch);
 View view_of(const Tensor& t, at::IntArrayRef order = {});
 // The gradient of a reduced result, seen as a tensor of `like`'s shape.
 View upstream_view(const Tensor& g, Reduction r, const Tensor& like, at::IntArrayRef order = {});

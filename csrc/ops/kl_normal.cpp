@@ -10,22 +10,9 @@ constexpr const char* kOp = "fastvae.kl_normal";
 
 // ---- On CPU and Meta tensors.
 
-LatentCall describe(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                    c10::string_view reduction) {
-  LatentCall call;
-  call.mu = mu;
-  call.logvar = logvar;
-  call.mu_p = or_undefined(mu_p);
-  call.logvar_p = or_undefined(logvar_p);
-  call.reduction = parse_reduction(kOp, reduction, "reduction", true);
-  return call;
-}
-
 Tensor kl_normal(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
                  c10::string_view reduction) {
-  check_posterior(kOp, mu, logvar);
-  check_prior(kOp, mu, mu_p, logvar_p);
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, true);
   call.want_kl = true;
   return latent_pass(call).kl;
 }
@@ -35,9 +22,7 @@ std::vector<Tensor> listed(const LatentResult& r) { return defined_only({r.d_mu,
 std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& mu, const Tensor& logvar,
                                                        const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
                                                        c10::string_view reduction, std::array<bool, 4> wants) {
-  check_posterior(kOp, mu, logvar);
-  check_prior(kOp, mu, mu_p, logvar_p);
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, true);
   call.want_kl = true;
   std::copy(wants.begin(), wants.end(), call.wants.begin());
   const LatentResult r = latent_pass(call);
@@ -46,7 +31,7 @@ std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& mu, const T
 
 std::vector<Tensor> gradients(const Tensor& g, const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                               const OptionalTensor& logvar_p, c10::string_view reduction, std::array<bool, 4> wants) {
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, true);
   call.upstream = g;
   std::copy(wants.begin(), wants.end(), call.wants.begin());
   return listed(latent_pass(call));

@@ -29,7 +29,8 @@ LatentResult latent_pass(const LatentCall& call) {
   }
   // Noise belongs to elements in their logical order; all else may go by memory.
   const bool draws = sample && !call.eps.defined();
-  const auto order = draws ? std::vector<int64_t>() : memory_order(like, call.reduction == Reduction::sample);
+  const auto order =
+      draws ? std::vector<int64_t>() : memory_order({call.mu, like, call.dz}, call.reduction == Reduction::sample);
   const auto view = [&](const Tensor& t) { return view_of(t, order); };
 
   cpu::LatentArgs args;
@@ -54,6 +55,7 @@ LatentResult latent_pass(const LatentCall& call) {
   cpu::Sums sums;
   if (call.reduction.has_value()) {
     args.prior = call.mu_p.defined() ? cpu::Prior::given : cpu::Prior::standard;
+    args.may_be_kept = !sample && is_scalar(*call.reduction);
     args.scale = call.weight / divisor_value(*call.reduction, like);
     args.upstream = upstream_view(call.upstream, *call.reduction, like, order);
     if (call.want_kl && call.reduction == Reduction::none) args.value = view(r.kl);
@@ -61,6 +63,19 @@ LatentResult latent_pass(const LatentCall& call) {
   }
   cpu::latent(args, like.numel(), sums);
   return r;
+}
+
+LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
+                   const OptionalTensor& logvar_p, c10::string_view reduction, bool allow_none) {
+  LatentCall call;
+  call.reduction = parse_reduction(op, reduction, "reduction", allow_none);
+  check_posterior(op, mu, logvar);
+  check_prior(op, mu, mu_p, logvar_p);
+  call.mu = mu;
+  call.logvar = logvar;
+  call.mu_p = or_undefined(mu_p);
+  call.logvar_p = or_undefined(logvar_p);
+  return call;
 }
 
 Tensor draw_state(const Tensor& like, const std::optional<at::Generator>& generator) {

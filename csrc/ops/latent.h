@@ -28,6 +28,9 @@ struct LatentResult {
 };
 
 LatentResult latent_pass(const LatentCall& call);
+// The checked arguments of an op that has a KL divergence.
+LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
+                   const OptionalTensor& logvar_p, c10::string_view reduction, bool allow_none);
 
 // A new (seed, offset) on like's device: one 64-bit draw from the generator (or torch's default one) as the seed,
 // offset 0.

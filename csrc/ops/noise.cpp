@@ -79,8 +79,8 @@ Tensor noise_of(const Tensor& like, const Tensor& state) {
 }
 
 void scale_gradients(variable_list& gradients, const Tensor& g) {
-  if (is_traced(g)) {
-    // Out of place, for a tracer to see; in the arithmetic of the kernel.
+  if (is_traced(g) || g.is_neg() || g._is_zerotensor()) {
+    // Out of place, for a tracer to see (or since g has no data as it is); in the arithmetic of the kernel.
     for (Tensor& t : gradients) {
       if (t.defined()) t = (widened(t) * g.to(result_type(t))).to(t.scalar_type());
     }
@@ -91,7 +91,7 @@ void scale_gradients(variable_list& gradients, const Tensor& g) {
   if (factor == 1) return;
   for (const Tensor& t : gradients) {
     if (!t.defined() || t.numel() == 0) continue;
-    const auto order = memory_order(t, /*keep_batch=*/false);
+    const auto order = memory_order({t}, /*keep_batch=*/false);
     cpu::ScaleArgs args;
     args.tensor = view_of(t, order);
     args.upstream = upstream_view(g, Reduction::sum, t, order);

@@ -1,4 +1,4 @@
-// reconstruction_loss: sum or mean of the likelihood's negative logarithm over the elements.
+// reconstruction_loss: the negative log-likelihood of the elements, reduced.
 // With a scalar reduction the forward pass of training reads recon_x and x once and writes their gradients (3 N); the
 // others recompute them in the backward pass.
 #include "reconstruction_loss.h"
@@ -24,9 +24,10 @@ ReconstructionResult reconstruction_pass(const Tensor& recon_x, const Tensor& x,
     fill_empty(result.value, reduction, recon_x);
     return result;
   }
-  const auto order = memory_order(recon_x, reduction == Reduction::sample);
+  const auto order = memory_order({recon_x, x}, reduction == Reduction::sample);
   cpu::ReconstructionArgs args;
   args.scale = 1 / divisor_value(reduction, recon_x);
+  args.may_be_kept = is_scalar(reduction);
   args.upstream = upstream_view(upstream, reduction, recon_x, order);
   args.float64 = recon_x.scalar_type() == at::kDouble;
   args.likelihood = likelihood;

@@ -8,23 +8,10 @@ constexpr const char* kOp = "fastvae.sample_and_kl";
 
 // ---- On CPU and Meta tensors.
 
-LatentCall describe(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                    c10::string_view reduction) {
-  LatentCall call;
-  call.mu = mu;
-  call.logvar = logvar;
-  call.mu_p = or_undefined(mu_p);
-  call.logvar_p = or_undefined(logvar_p);
-  call.reduction = parse_reduction(kOp, reduction, "reduction", false);
-  return call;
-}
-
 std::tuple<Tensor, Tensor, Tensor> draw_and_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                    const OptionalTensor& logvar_p, c10::string_view reduction,
                                                    std::optional<at::Generator> generator, int64_t /*draw*/) {
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
-  check_posterior(kOp, mu, logvar);
-  check_prior(kOp, mu, mu_p, logvar_p);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, false);
   check_noise(kOp, mu, std::nullopt, generator);
   call.want_z = call.want_kl = true;
   call.state = draw_state(mu, generator);
@@ -39,9 +26,7 @@ std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar,
     const auto [z, kl, state] = draw_and_sample(mu, logvar, mu_p, logvar_p, reduction, generator, 0);
     return {z, kl};
   }
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
-  check_posterior(kOp, mu, logvar);
-  check_prior(kOp, mu, mu_p, logvar_p);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, false);
   check_noise(kOp, mu, eps, generator);
   call.want_z = call.want_kl = true;
   call.eps = *eps;
@@ -54,7 +39,7 @@ std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dk
                               const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
                               c10::string_view reduction, const OptionalTensor& eps, const OptionalTensor& state,
                               std::array<bool, 5> wants) {
-  LatentCall call = describe(mu, logvar, mu_p, logvar_p, reduction);
+  LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, false);
   call.dz = or_undefined(dz);
   call.upstream = or_undefined(dkl);
   if (!call.upstream.defined()) call.reduction.reset();
