@@ -45,29 +45,27 @@ Tensor philox_words(at::IntArrayRef counter, at::IntArrayRef key) {
   return words;
 }
 
-// Noise for a tensor of like's shape, in the type of the arithmetic: what return_eps keeps.
-Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
-  constexpr const char* kOp = "fastvae.reparameterize";
-  check_tensor(kOp, "mu", like);
-  check_noise(kOp, like, std::nullopt, generator);
-  const Tensor state = draw_state(like, generator);
-  Tensor out = at::empty_like(like, like.options().dtype(result_type(like)));
-  if (!out.is_meta()) fill(out, static_cast<uint64_t>(state.const_data_ptr<int64_t>()[0]), 0, 0);
-  return out;
-}
-
-Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
-  static const auto op = find_op<decltype(normal_like)>("fastvae::_normal_like");
-  at::AutoDispatchBelowADInplaceOrView below;
-  return op.call(like, generator, next_draw(like));
-}
-
+// The noise that a state makes for a tensor of like's shape, in the type of the arithmetic.
 Tensor noise(const Tensor& like, const Tensor& state) {
   Tensor out = at::empty_like(like, like.options().dtype(result_type(like)));
   if (out.is_meta()) return out;
   const int64_t* seed_and_offset = state.const_data_ptr<int64_t>();
   fill(out, static_cast<uint64_t>(seed_and_offset[0]), static_cast<uint64_t>(seed_and_offset[1]), 0);
   return out;
+}
+
+// The same from a new state: what return_eps keeps.
+Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
+  constexpr const char* kOp = "fastvae.reparameterize";
+  check_tensor(kOp, "mu", like);
+  check_noise(kOp, like, std::nullopt, generator);
+  return noise(like, draw_state(like, generator));
+}
+
+Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
+  static const auto op = find_op<decltype(normal_like)>("fastvae::_normal_like");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(like, generator, next_draw(like));
 }
 
 }  // namespace
