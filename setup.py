@@ -1,18 +1,27 @@
-"""Builds fastvae._C: the ops, and the CPU kernels once for each instruction set. All metadata is in pyproject.toml."""
+"""Builds fastvae._C: the ops, the CPU kernels once for each instruction set, and the CUDA kernels where there is a compiler
+for them. All metadata is in pyproject.toml.
+
+FASTVAE_CUDA=0 leaves CUDA out, FASTVAE_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures.
+"""
 
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils import cpp_extension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 except ModuleNotFoundError as error:
     sys.exit(
         f"fastvae: cannot import {error.name!r}. The extension must be compiled against the torch it will run with:\n"
@@ -47,6 +56,11 @@ KERNEL_FLAGS = [
     "-fno-trapping-math",
     "-Wno-maybe-uninitialized",
 ]
+# As on the CPU: where a multiplication and an addition become one is written down (math/scalar.h), so that a gradient comes
+# out the same from every kernel.
+NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=--warn-on-spills"]
+# Turing to Blackwell, and what comes after.
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
 INSTRUCTION_SETS = {"baseline": []}
@@ -62,13 +76,76 @@ if IS_X86:
     ]
 
 
-def output_of(*command: str) -> str:
+def output_of(*command: str | os.PathLike[str]) -> str:
     try:
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return (done.stdout + done.stderr).strip()
+
+
+# CUDA ---------------------------------------------------------------------------------------------
+
+
+class Toolkit(NamedTuple):
+    """CUDA's compiler. `home` is what torch calls CUDA_HOME."""
+
+    home: Path
+    version: str
+
+    @property
+    def major(self) -> str:
+        return self.version.split(".")[0]
+
+
+def toolkit_homes() -> list[Path]:
+    """Where nvcc may be, in the order in which it is looked for."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if nvcc := shutil.which("nvcc"):
+        # It may be a link, or a script, in a folder that is not the toolkit's: ask it.
+        top = re.search(r"^#\$ TOP=(.*)$", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE)
+        homes.append(Path(top[1]) if top else Path(nvcc).resolve().parent.parent)
+    homes.append(Path("/usr/local/cuda"))
+    # The wheels of nvcc (nvidia-cuda-nvcc and what it needs), beside torch's own CUDA libraries.
+    homes += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"))
+    return [home.resolve() for home in homes if (home / "bin/nvcc").exists()]
+
+
+def find_toolkit() -> Toolkit | str:
+    """The toolkit that fits torch, or why there is none."""
+    wanted = os.environ.get("FASTVAE_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        sys.exit(f"fastvae: FASTVAE_CUDA must be 0, 1 or not set, but it is {wanted!r}")
+    if wanted == "0":
+        return "FASTVAE_CUDA=0 was set"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    found = []
+    for home in toolkit_homes():
+        version = re.search(r"release (\d+\.\d+)", output_of(home / "bin/nvcc", "--version"))
+        toolkit = Toolkit(home, version[1] if version else "unknown")
+        if toolkit.major == torch.version.cuda.split(".")[0]:
+            return toolkit
+        found.append(f"{toolkit.version} in {toolkit.home}")
+    major = torch.version.cuda.split(".")[0]
+    remedy = f"pip install 'nvidia-cuda-nvcc=={major}.*' 'nvidia-nvvm=={major}.*' 'nvidia-cuda-crt=={major}.*' 'nvidia-cuda-cccl=={major}.*'"
+    if found:
+        return f"torch was built with CUDA {torch.version.cuda}, but nvcc is {', '.join(found)}; one that fits: {remedy}"
+    return f"no nvcc was found in CUDA_HOME, on the PATH, in /usr/local/cuda or in Python's packages; one from there: {remedy}"
+
+
+CUDA = find_toolkit()
+if isinstance(CUDA, str):
+    if os.environ.get("FASTVAE_CUDA") == "1":
+        sys.exit(f"fastvae: FASTVAE_CUDA=1, but CUDA cannot be built: {CUDA}")
+    print(f"fastvae: building without CUDA: {CUDA}", file=sys.stderr)
+else:
+    # torch looks one folder too high where nvcc is a link, and for a GPU where no architecture is given.
+    os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(CUDA.home)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+
+
+# The build ----------------------------------------------------------------------------------------
 
 
 def commit() -> str:
@@ -82,12 +159,13 @@ def commit() -> str:
 def build_info() -> str:
     """A header with what `fastvae info` tells; only python.cpp includes it, so that a commit recompiles nothing else."""
     compiler = output_of(os.environ.get("CXX", "c++"), "--version").splitlines()
+    built = not isinstance(CUDA, str)
     info = {
         "COMMIT": commit(),
         "TORCH": torch.__version__,
         "COMPILER": compiler[0] if compiler else "unknown",
-        "CUDA": "not built: this version has CPU kernels only",
-        "CUDA_ARCHS": "",
+        "CUDA_VERSION": CUDA.version if built else f"not built: {CUDA}",
+        "CUDA_ARCHS": os.environ["TORCH_CUDA_ARCH_LIST"] if built else "",
         "CPU_KERNELS": " ".join(INSTRUCTION_SETS),
     }
     return "".join(f"#define FASTVAE_{name} {json.dumps(value)}\n" for name, value in info.items())
@@ -105,6 +183,8 @@ class Build(BuildExtension):
         if not header.exists() or header.read_text() != info:
             header.write_text(info)
         extension.include_dirs.append(str(folder.resolve()))
+        if not isinstance(CUDA, str):
+            extension.library_dirs.append(str(cudart_folder(CUDA, folder).resolve()))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             extension.extra_objects += pool.map(self.compile_kernels, INSTRUCTION_SETS)
         super().build_extensions()
@@ -130,22 +210,39 @@ class Build(BuildExtension):
         return str(target)
 
 
-setup(
-    ext_modules=[
-        CppExtension(
-            "fastvae._C",
-            [
-                "csrc/python.cpp",
-                "csrc/cpu/dispatch.cpp",
-                *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp")),
-            ],
-            include_dirs=[pybind11.get_include()],
-            # Torch's headers by op: a third of the compile time.
-            define_macros=[("AT_PER_OPERATOR_HEADERS", None)]
-            + ([("FASTVAE_X86_KERNELS", None)] if IS_X86 else []),
-            extra_compile_args={"cxx": COMMON_FLAGS + OPENMP},
-            extra_link_args=OPENMP,
-        )
-    ],
-    cmdclass={"build_ext": Build},
-)
+def cudart_folder(toolkit: Toolkit, folder: Path) -> Path:
+    """Where the linker finds libcudart.so: the wheels have it under its full name only."""
+    for found in (toolkit.home / "lib64", toolkit.home / "lib"):
+        if (found / "libcudart.so").exists():
+            return found
+        for library in found.glob("libcudart.so.*"):
+            link = folder / "libcudart.so"
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+    return folder
+
+
+def extension() -> object:
+    sources = ["csrc/python.cpp", "csrc/cpu/dispatch.cpp"]
+    sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp"))
+    # Torch's headers by op: a third of the compile time.
+    macros = [("AT_PER_OPERATOR_HEADERS", None)]
+    if IS_X86:
+        macros.append(("FASTVAE_X86_KERNELS", None))
+    kind, flags = CppExtension, {"cxx": COMMON_FLAGS + OPENMP}
+    if not isinstance(CUDA, str):
+        kind = CUDAExtension
+        sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
+        macros.append(("FASTVAE_CUDA", None))
+        flags["nvcc"] = NVCC_FLAGS
+    return kind(
+        "fastvae._C",
+        sources,
+        include_dirs=[pybind11.get_include()],
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=OPENMP,
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build})

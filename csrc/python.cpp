@@ -14,7 +14,7 @@ PYBIND11_MODULE(_C, m) {
     info["commit"] = FASTVAE_COMMIT;
     info["torch"] = FASTVAE_TORCH;
     info["compiler"] = FASTVAE_COMPILER;
-    info["cuda"] = FASTVAE_CUDA;
+    info["cuda"] = FASTVAE_CUDA_VERSION;
     info["cuda_archs"] = FASTVAE_CUDA_ARCHS;
     info["cpu_kernels"] = FASTVAE_CPU_KERNELS;
 #if defined(_OPENMP)

@@ -3,7 +3,7 @@
 // through a buffer in the first-level cache. Nothing is ever copied whole.
 #pragma once
 
-#include "../view.h"
+#include "../kernels.h"
 #include "vec.h"
 
 FASTVAE_NAMESPACE_BEGIN

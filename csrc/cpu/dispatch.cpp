@@ -2,6 +2,8 @@
 // chunks' sums in a fixed order: the same bits for any number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <string>
@@ -29,30 +31,50 @@ const Kernels& kernels() {
   return chosen;
 }
 
-void put(const Sums& sums, int64_t i, double sum) {
-  sum /= sums.divisor;
-  if (sums.float64) {
-    static_cast<double*>(sums.data)[i] = sum;
+void write(void* data, bool float64, int64_t i, double x) {
+  if (float64) {
+    static_cast<double*>(data)[i] = x;
   } else {
-    static_cast<float*>(sums.data)[i] = static_cast<float>(sum);
+    static_cast<float*>(data)[i] = static_cast<float>(x);
+  }
+}
+double read(const void* data, bool float64, int64_t i) {
+  return float64 ? static_cast<const double*>(data)[i] : static_cast<double>(static_cast<const float*>(data)[i]);
+}
+void put(const Sums& sums, int64_t i, double sum) { write(sums.data, sums.float64, i, sum / sums.divisor); }
+
+double value_of(const Number& number) {
+  if (number.data == nullptr) return 1;
+  switch (number.dtype) {
+    case DType::float64:
+      return *static_cast<const double*>(number.data);
+    case DType::bfloat16:
+      return *static_cast<const c10::BFloat16*>(number.data);
+    case DType::float16:
+      return *static_cast<const c10::Half*>(number.data);
+    default:
+      return *static_cast<const float*>(number.data);
   }
 }
 
-// Calls kernel(args, begin, end, sums) for all of [0, numel), numel > 0.
+// Calls kernel(args, event, begin, end, sums) for all of [0, numel).
 template <class Args>
-void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& args, int64_t numel, const Sums& sums,
+void run(void (*kernel)(const Args&, int64_t, int64_t, int64_t, double*), Args args, int64_t numel, const Sums& sums,
          int64_t grain) {
+  if (numel == 0) {
+    for (int64_t i = 0; sums.data != nullptr && i < sums.count; ++i) put(sums, i, 0);
+    return;
+  }
+  args.scale *= value_of(args.weight);
   const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
   if (sums.event > 0 && sums.event <= kShortEvent) {
-    Args by_event = args;
-    by_event.event = sums.event;
     const int64_t events = numel / sums.event,
                   per_chunk = std::max<int64_t>(1, std::min<int64_t>(kShortEvent, kChunk / sums.event));
     at::parallel_for(0, (events + per_chunk - 1) / per_chunk, grain, [&](int64_t from, int64_t to) {
       double local[kShortEvent];
       for (int64_t first = from * per_chunk; first < std::min(to * per_chunk, events); first += per_chunk) {
         const int64_t last = std::min(first + per_chunk, events);
-        kernel(by_event, first * sums.event, last * sums.event, local);
+        kernel(args, sums.event, first * sums.event, last * sums.event, local);
         for (int64_t e = first; e < last; ++e) put(sums, e, local[e - first]);
       }
     });
@@ -61,7 +83,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& arg
   const int64_t count = numel / length, chunks = (length + kChunk - 1) / kChunk;
   if (count * chunks == 1) {
     double sum = 0;
-    kernel(args, 0, numel, &sum);
+    kernel(args, 0, 0, numel, &sum);
     if (sums.data != nullptr) put(sums, 0, sum);
     return;
   }
@@ -69,7 +91,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, double*), const Args& arg
   at::parallel_for(0, count * chunks, grain, [&](int64_t from, int64_t to) {
     for (int64_t c = from; c < to; ++c) {
       const int64_t start = c / chunks * length, begin = start + c % chunks * kChunk;
-      kernel(args, begin, std::min(begin + kChunk, start + length), &partial[c]);
+      kernel(args, 0, begin, std::min(begin + kChunk, start + length), &partial[c]);
     }
   });
   if (sums.data == nullptr) return;
@@ -97,10 +119,25 @@ void normal(const NormalArgs& args, int64_t numel) {
   });
 }
 
-void scale(const ScaleArgs& args, int64_t numel) {
-  at::parallel_for(0, (numel + kChunk - 1) / kChunk, kStreamingGrain, [&](int64_t from, int64_t to) {
-    kernels().scale(args, from * kChunk, std::min(to * kChunk, numel));
-  });
+void objective(const ReconstructionArgs& recon_args, int64_t recon_numel, const Sums& recon, const LatentArgs& kl_args,
+               int64_t kl_numel, const Sums& kl, const Combination& combination) {
+  reconstruction(recon_args, recon_numel, recon);
+  latent(kl_args, kl_numel, kl);
+  if (combination.loss == nullptr) return;
+  const double beta = combination.beta * value_of(combination.weight);
+  for (int64_t i = 0; i < recon.count; ++i)
+    write(combination.loss, combination.float64, i,
+          read(recon.data, recon.float64, i) + beta * read(kl.data, kl.float64, i));
+}
+
+void scale(const ScaleArgs& args) {
+  const double factor = value_of(args.factor);
+  if (factor == 1) return;
+  for (int t = 0; t < args.count; ++t) {
+    at::parallel_for(0, (args.numel[t] + kChunk - 1) / kChunk, kStreamingGrain, [&](int64_t from, int64_t to) {
+      kernels().scale(args.tensor[t], factor, from * kChunk, std::min(to * kChunk, args.numel[t]));
+    });
+  }
 }
 
 const char* capability() {

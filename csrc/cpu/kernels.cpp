@@ -9,13 +9,6 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-using cpu::LatentArgs;
-using cpu::LossArgs;
-using cpu::NormalArgs;
-using cpu::Prior;
-using cpu::ReconstructionArgs;
-using cpu::ScaleArgs;
-
 template <class T>
 Vec<T> lane_numbers() {
   alignas(64) T lanes[Vec<T>::kLanes];
@@ -117,47 +110,48 @@ class Gradient {
 // Runs a pass over the blocks of [begin, end): pass(i, n, values, sum) computes the elements [i, i + n), adds their
 // values to sum and stores them to `values` unless it is nullptr.
 template <class T, class Pass>
-FASTVAE_INLINE void for_each_block(const LossArgs& args, int64_t begin, int64_t end, double* sums, Pass pass) {
+FASTVAE_INLINE void for_each_block(const LossArgs& args, int64_t event, int64_t begin, int64_t end, double* sums,
+                                   Pass pass) {
   Output<T> value(args.value);
   Sum<T> sum;
   alignas(64) T buffer[kBlock];
-  const int whole_events = args.event > 0 ? static_cast<int>(kBlock / args.event * args.event) : kBlock;
+  const int whole_events = event > 0 ? static_cast<int>(kBlock / event * event) : kBlock;
   for (int64_t i = begin; i < end;) {
     int n = end - i < whole_events ? static_cast<int>(end - i) : whole_events;
-    if (args.event == 0 && n > kAlign) n -= n % kAlign;  // leaves a ragged end to a block of its own
+    if (event == 0 && n > kAlign) n -= n % kAlign;  // leaves a ragged end to a block of its own
     sum.begin_block();
-    pass(i, n, args.event > 0 ? buffer : value.write(i, n), sum);
+    pass(i, n, event > 0 ? buffer : value.write(i, n), sum);
     sum.end_block();
-    if (args.event > 0) {
-      sum_events(buffer, n, args.event, sums + (i - begin) / args.event);
+    if (event > 0) {
+      sum_events(buffer, n, event, sums + (i - begin) / event);
     } else {
       value.flush();
     }
     i += n;
   }
-  if (args.event == 0 && sums != nullptr) *sums = sum.total();
+  if (event == 0 && sums != nullptr) *sums = sum.total();
 }
 
-template <class T, class Likelihood>
-void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
+template <class T, class Nll>
+void reconstruction_as(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
   using V = Vec<T>;
   Input<T> recon_x(args.recon_x), x(args.x), upstream(args.upstream);
   Output<T> d_recon_x(args.d_recon_x), d_x(args.d_x);
   const Gradient<T> gradient_recon_x(args.scale, args.d_recon_x, args.may_be_kept),
       gradient_x(args.scale, args.d_x, args.may_be_kept);
   const V lanes = lane_numbers<T>();
-  for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
+  for_each_block<T>(args, event, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
     T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
     for_each_vector<T, true>(n, [&](int j) __attribute__((always_inline)) {
       const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
-      V value = Likelihood::value(r, t);
+      V value = Nll::value(r, t);
       if (values != nullptr) value.store(values + j);
       if (j + V::kLanes > n) value = select(lanes < V(static_cast<T>(n - j)), value, V(0));
       sum.add(j, value);
       const T* u = up == nullptr ? nullptr : up + j;
-      if (to_recon_x != nullptr) gradient_recon_x(Likelihood::d_recon_x(r, t), u).store(to_recon_x + j);
-      if (to_x != nullptr) gradient_x(Likelihood::d_x(r, t), u).store(to_x + j);
+      if (to_recon_x != nullptr) gradient_recon_x(Nll::d_recon_x(r, t), u).store(to_recon_x + j);
+      if (to_x != nullptr) gradient_x(Nll::d_x(r, t), u).store(to_x + j);
     });
     d_recon_x.flush();
     d_x.flush();
@@ -165,22 +159,22 @@ void reconstruction_as(const ReconstructionArgs& args, int64_t begin, int64_t en
 }
 
 template <class T>
-void reconstruction_of(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
+void reconstruction_of(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
   switch (args.likelihood) {
-    case cpu::Likelihood::mse:
-      return reconstruction_as<T, SquaredError>(args, begin, end, sums);
-    case cpu::Likelihood::gaussian:
-      return reconstruction_as<T, UnitGaussian>(args, begin, end, sums);
+    case Likelihood::mse:
+      return reconstruction_as<T, SquaredError>(args, event, begin, end, sums);
+    case Likelihood::gaussian:
+      return reconstruction_as<T, UnitGaussian>(args, event, begin, end, sums);
   }
 }
 
-void reconstruction(const ReconstructionArgs& args, int64_t begin, int64_t end, double* sums) {
-  return args.float64 ? reconstruction_of<double>(args, begin, end, sums)
-                      : reconstruction_of<float>(args, begin, end, sums);
+void reconstruction(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
+  return args.float64 ? reconstruction_of<double>(args, event, begin, end, sums)
+                      : reconstruction_of<float>(args, event, begin, end, sums);
 }
 
 template <class T, Prior kPrior, bool kSample, bool kGradient>
-void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+void latent_as(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
   using V = Vec<T>;
   Input<T> mu(args.mu), logvar(args.logvar), mu_p(args.mu_p), logvar_p(args.logvar_p), given(args.eps), dz(args.dz),
       upstream(args.upstream);
@@ -191,14 +185,15 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
       gradient_mu_p(args.scale, args.d_mu_p, args.may_be_kept),
       gradient_logvar_p(args.scale, args.d_logvar_p, args.may_be_kept);
   const V lanes = lane_numbers<T>();
+  const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
   alignas(64) T noise[kBlock];
-  for_each_block<T>(args, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
+  for_each_block<T>(args, event, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
     const T *from_mu = mu.read(i, n), *from_logvar = logvar.read(i, n), *from_mu_p = mu_p.read(i, n),
             *from_logvar_p = logvar_p.read(i, n), *from_dz = dz.read(i, n), *up = upstream.read(i, n), *eps = nullptr;
     if constexpr (kSample) {
       eps = given.read(i, n);
       if (eps == nullptr) {
-        fill_normal(args.seed, args.offset, static_cast<uint64_t>(i), n, noise);
+        fill_normal(seed, offset, static_cast<uint64_t>(i), n, noise);
         eps = noise;
       }
     }
@@ -251,42 +246,44 @@ void latent_as(const LatentArgs& args, int64_t begin, int64_t end, double* sums)
 }
 
 template <class T, Prior kPrior>
-void latent_with(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+void latent_with(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
   const bool sample = args.z.data != nullptr || args.dz.data != nullptr;
   const bool gradient = args.d_mu.data != nullptr || args.d_logvar.data != nullptr || args.d_mu_p.data != nullptr ||
                         args.d_logvar_p.data != nullptr || args.d_eps.data != nullptr;
   if (sample) {
-    return gradient ? latent_as<T, kPrior, true, true>(args, begin, end, sums)
-                    : latent_as<T, kPrior, true, false>(args, begin, end, sums);
+    return gradient ? latent_as<T, kPrior, true, true>(args, event, begin, end, sums)
+                    : latent_as<T, kPrior, true, false>(args, event, begin, end, sums);
   }
   if constexpr (kPrior != Prior::none) {
-    return gradient ? latent_as<T, kPrior, false, true>(args, begin, end, sums)
-                    : latent_as<T, kPrior, false, false>(args, begin, end, sums);
+    return gradient ? latent_as<T, kPrior, false, true>(args, event, begin, end, sums)
+                    : latent_as<T, kPrior, false, false>(args, event, begin, end, sums);
   }
 }
 
 template <class T>
-void latent_of(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
+void latent_of(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
   switch (args.prior) {
     case Prior::none:
-      return latent_with<T, Prior::none>(args, begin, end, sums);
+      return latent_with<T, Prior::none>(args, event, begin, end, sums);
     case Prior::standard:
-      return latent_with<T, Prior::standard>(args, begin, end, sums);
+      return latent_with<T, Prior::standard>(args, event, begin, end, sums);
     case Prior::given:
-      return latent_with<T, Prior::given>(args, begin, end, sums);
+      return latent_with<T, Prior::given>(args, event, begin, end, sums);
   }
 }
 
-void latent(const LatentArgs& args, int64_t begin, int64_t end, double* sums) {
-  return args.float64 ? latent_of<double>(args, begin, end, sums) : latent_of<float>(args, begin, end, sums);
+void latent(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
+  return args.float64 ? latent_of<double>(args, event, begin, end, sums)
+                      : latent_of<float>(args, event, begin, end, sums);
 }
 
 template <class T>
 void normal_of(const NormalArgs& args, int64_t begin, int64_t end) {
   Output<T> out(args.out);
+  const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
-    fill_normal(args.seed, args.offset, args.start + static_cast<uint64_t>(i), n, out.write(i, n));
+    fill_normal(seed, offset, args.start + static_cast<uint64_t>(i), n, out.write(i, n));
     out.flush();
   }
 }
@@ -296,20 +293,21 @@ void normal(const NormalArgs& args, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void scale_as(const ScaleArgs& args, int64_t begin, int64_t end) {
-  Input<T> from(args.tensor), upstream(args.upstream);
-  Output<T> to(args.tensor);
+void scale_as(const View& tensor, T factor, int64_t begin, int64_t end) {
+  Input<T> from(tensor);
+  Output<T> to(tensor);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
-    const T *source = from.read(i, n), *u = upstream.read(i, n);
+    const T* source = from.read(i, n);
     T* target = to.write(i, n);
-    for_each_vector<T, false>(n, [&](int j) { (Vec<T>::load(source + j) * Vec<T>::load(u + j)).store(target + j); });
+    for_each_vector<T, false>(n, [&](int j) { (Vec<T>::load(source + j) * Vec<T>(factor)).store(target + j); });
     to.flush();
   }
 }
 
-void scale(const ScaleArgs& args, int64_t begin, int64_t end) {
-  return args.float64 ? scale_as<double>(args, begin, end) : scale_as<float>(args, begin, end);
+void scale(const View& tensor, double factor, int64_t begin, int64_t end) {
+  return tensor.dtype == DType::float64 ? scale_as<double>(tensor, factor, begin, end)
+                                        : scale_as<float>(tensor, static_cast<float>(factor), begin, end);
 }
 
 FASTVAE_NAMESPACE_END

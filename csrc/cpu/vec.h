@@ -128,6 +128,11 @@ FASTVAE_INLINE Vec<S> select(Mask<S> condition, Vec<S> yes, Vec<S> no) {
   return no;
 }
 
+template <class S>
+FASTVAE_INLINE Vec<S> quotient(Vec<S> a, Vec<S> b) {
+  return a / b;
+}
+
 template <class To, class S>
 FASTVAE_INLINE To bit_cast(const Vec<S>& from) {
   To to;

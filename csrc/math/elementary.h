@@ -1,6 +1,6 @@
 // exp, log and sin/cos of our own: a library's differ in the last bits between instruction sets, and the same inputs
-// must give the same bits on all of them. All is plain multiplication and addition (no FMA: the baseline has none),
-// within about one unit of rounding. The coefficients are minimax.py's.
+// must give the same bits on all of them. All is plain multiplication and addition (multiply_add is an FMA on CUDA
+// alone: the baseline has none), within about one unit of rounding. The coefficients are minimax.py's.
 #pragma once
 
 #include "scalar.h"
@@ -14,7 +14,7 @@ FASTVAE_INLINE T polynomial(T, ScalarOf<T> last) {
 }
 template <class T, class... Rest>
 FASTVAE_INLINE T polynomial(T x, ScalarOf<T> first, Rest... rest) {
-  return polynomial(x, rest...) * x + T(first);
+  return multiply_add(polynomial(x, rest...), x, T(first));
 }
 
 // In functions, since device code cannot refer to a host's array.
@@ -109,9 +109,9 @@ template <class T>
 FASTVAE_INLINE T exponential(T x) {
   using C = Constants<ScalarOf<T>>;
   x = at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest));
-  const T n = (x * T(C::kLog2E) + T(C::kRound)) - T(C::kRound);
-  const T r = (x - n * T(C::kLn2Hi)) - n * T(C::kLn2Lo);
-  return scale_by_power(T(1) + (r + r * r * C::exp_polynomial(r)), n);
+  const T n = multiply_add(x, T(C::kLog2E), T(C::kRound)) - T(C::kRound);
+  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
+  return scale_by_power(T(1) + multiply_add(r * r, C::exp_polynomial(r), r), n);
 }
 
 // exp(x) - 1 and exp(x) - 1 - x, both to a few units of rounding everywhere. Near zero the second is x^2 times a
@@ -144,9 +144,9 @@ FASTVAE_INLINE T logarithm(T x, T complement) {
   const T n = to_real(t >> C::kMantissa);
   const T m = bit_cast<T>((t & (one - Int(1))) + sqrt_half);
   const T f = select(n < T(0), m - T(1), -complement);
-  const T s = f / (T(2) + f);
+  const T s = quotient(f, T(2) + f);
   const T y = s * s;
-  return n * T(C::kLn2) + s * (T(2) + y * C::log_polynomial(y));
+  return multiply_add(n, T(C::kLn2), s * multiply_add(y, C::log_polynomial(y), T(2)));
 }
 
 // sin and cos for |x| <= pi / 4.
@@ -154,8 +154,8 @@ template <class T>
 FASTVAE_INLINE void sine_cosine(T x, T& sine, T& cosine) {
   using C = Constants<ScalarOf<T>>;
   const T y = x * x;
-  sine = x + x * (y * C::sin_polynomial(y));
-  cosine = T(1) + y * (y * C::cos_polynomial(y) - T(ScalarOf<T>(0.5)));
+  sine = multiply_add(x, y * C::sin_polynomial(y), x);
+  cosine = multiply_add(y, multiply_add(y, C::cos_polynomial(y), T(ScalarOf<T>(-0.5))), T(1));
 }
 
 FASTVAE_NAMESPACE_END

@@ -16,7 +16,7 @@ FASTVAE_INLINE T standard_deviation(T logvar) {
 // sigma << |mu|), dz/deps = sigma
 template <class T>
 FASTVAE_INLINE T sample(T mu, T sigma, T eps) {
-  return mu + sigma * eps;
+  return multiply_add(sigma, eps, mu);
 }
 template <class T>
 FASTVAE_INLINE T sample_d_logvar(T sigma, T eps) {
@@ -37,7 +37,7 @@ template <class T>
 FASTVAE_INLINE Kl<T> kl_standard(T mu, T logvar) {
   const T half = T(ScalarOf<T>(0.5));
   const ExpParts<T> e = exp_parts(logvar);
-  return {half * (e.expm1_minus + mu * mu), mu, half * e.expm1, T(0), T(0)};
+  return {half * multiply_add(mu, mu, e.expm1_minus), mu, half * e.expm1, T(0), T(0)};
 }
 
 // KL(N(mu, e^l) || N(mu_p, e^p)) = ((e^d - 1 - d) + delta^2 e^-p) / 2 with d = l - p, delta = mu - mu_p.

@@ -29,7 +29,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "common.h"
+#include "device.h"
 
 namespace fastvae {
 
@@ -43,8 +43,8 @@ using Wants = std::array<bool, N>;
 inline const std::vector<at::Tag> kPure{at::Tag::pt2_compliant_tag};
 inline const std::vector<at::Tag> kRandom{at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
 
-// One function for all devices: its shapes for Meta tensors cannot drift from the real ones. (A CUDA tensor gets its
-// message from check_tensor.)
+// One function for all devices: its shapes for Meta tensors cannot drift from the real ones. (Where there are no CUDA
+// kernels, check_tensor says so.)
 template <class Function>
 void implement(torch::Library& m, const char* name, Function* function) {
   for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {

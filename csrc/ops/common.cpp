@@ -86,9 +86,10 @@ void check_tensor(const char* op, const char* name, const Tensor& t) {
                     " must have a batch dimension, but it is a 0-dim tensor; use .reshape(1)");
   TORCH_CHECK(!t.is_neg() && !t.is_conj(), op, ": ", name,
               " must not be a lazily negated or conjugated view; call .resolve_neg() on it");
-  TORCH_CHECK(
-      !t.is_cuda(), op, ": ", name, " is on ", t.device(),
-      ", but this fastvae was built without CUDA (this version has CPU kernels only); move the tensors to the CPU");
+#if !defined(FASTVAE_CUDA)
+  TORCH_CHECK(!t.is_cuda(), op, ": ", name, " is on ", t.device(), ", but this fastvae was built without CUDA; ",
+              kHowToGetCuda);
+#endif
 }
 
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
@@ -137,8 +138,8 @@ void check_noise(const char* op, const Tensor& mu, const OptionalTensor& eps,
                       ": got both eps and generator, but with eps given nothing is drawn; give one of them");
   }
   if (generator.has_value() && generator->defined()) {
-    TORCH_CHECK(mu.device().type() == at::kMeta || generator->device().type() == mu.device().type(), op,
-                ": generator must be on mu's device ", mu.device(), ", but it is on ", generator->device());
+    TORCH_CHECK(mu.is_meta() || generator->device() == mu.device(), op, ": generator must be on mu's device ",
+                mu.device(), ", but it is on ", generator->device());
   }
 }
 
@@ -203,16 +204,23 @@ View upstream_view(const Tensor& g, Reduction r, const Tensor& like, at::IntArra
   return ordered(g, like.sizes(), strides, order);
 }
 
-void fill_empty(const Tensor& result, Reduction r, const Tensor& like) {
-  if (result.defined()) result.fill_(0 / divisor_value(r, like));
+Number number_of(const OptionalTensor& t) {
+  Number number;
+  if (!t.has_value() || t->is_meta()) return number;
+  number.data = t->const_data_ptr();
+  number.dtype = dtype_of(*t);
+  return number;
 }
 
-cpu::Sums sums_of(const Tensor& result, Reduction r, const Tensor& like) {
-  cpu::Sums sums;
+Sums sums_of(const Tensor& result, Reduction r, const Tensor& like) {
+  Sums sums;
   if (!result.defined() || r == Reduction::none) return sums;
   sums.data = result.data_ptr();
   sums.float64 = result.scalar_type() == at::kDouble;
-  sums.event = r == Reduction::sample && like.size(0) > 0 ? like.numel() / like.size(0) : 0;
+  if (r == Reduction::sample) {
+    sums.count = like.size(0);
+    sums.event = sums.count > 0 ? like.numel() / sums.count : 0;
+  }
   sums.divisor = divisor_value(r, like);
   return sums;
 }

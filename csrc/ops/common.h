@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/kernels.h"
+#include "../kernels.h"
 
 namespace fastvae {
 
@@ -23,6 +23,11 @@ enum class Reduction { sum, batchmean, mean, sample, none };
 // ---- Checks. `op` is the function the user called; each raises a ValueError, TypeError or RuntimeError that names it.
 
 Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none);
+// What to do about a build without CUDA.
+inline constexpr const char* kHowToGetCuda =
+    "move the tensors to the CPU, or rebuild fastvae beside a CUDA build of torch and its nvcc (`fastvae info` says "
+    "why "
+    "CUDA was left out)";
 // As Python spells it.
 std::string dtype_name(const Tensor& t);
 // A strided floating-point tensor with a batch dimension, on a device that this build has kernels for.
@@ -57,9 +62,8 @@ std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch
 View view_of(const Tensor& t, at::IntArrayRef order = {});
 // The gradient of a reduced result, seen as a tensor of `like`'s shape.
 View upstream_view(const Tensor& g, Reduction r, const Tensor& like, at::IntArrayRef order = {});
-// The result of a reduction over no element: a sum of 0, a mean of NaN.
-void fill_empty(const Tensor& result, Reduction r, const Tensor& like);
-cpu::Sums sums_of(const Tensor& result, Reduction r, const Tensor& like);
+Number number_of(const OptionalTensor& t);
+Sums sums_of(const Tensor& result, Reduction r, const Tensor& like);
 
 // The gradients of the inputs that want one, uninitialised, with the inputs' layout.
 Tensor empty_gradient(bool wanted, const Tensor& of);

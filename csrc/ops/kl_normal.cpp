@@ -8,7 +8,7 @@ namespace {
 
 constexpr const char* kOp = "fastvae.kl_normal";
 
-// ---- On CPU and Meta tensors.
+// ---- On the devices, and Meta.
 
 Tensor kl_normal(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
                  c10::string_view reduction) {

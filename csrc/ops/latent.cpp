@@ -1,7 +1,5 @@
 #include "latent.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
@@ -11,10 +9,11 @@
 
 namespace fastvae {
 
-LatentResult latent_pass(const LatentCall& call) {
+LatentPass prepare(const LatentCall& call) {
   const Tensor& like = call.logvar;
   const bool sample = call.want_z || call.dz.defined();
-  LatentResult r;
+  LatentPass pass;
+  LatentResult& r = pass.result;
   if (call.want_z) r.z = at::empty_like(call.mu);
   if (call.want_kl) r.kl = empty_result(*call.reduction, like);
   r.d_mu = empty_gradient(call.wants[0], call.mu);
@@ -22,18 +21,14 @@ LatentResult latent_pass(const LatentCall& call) {
   r.d_mu_p = empty_gradient(call.wants[2], call.mu_p);
   r.d_logvar_p = empty_gradient(call.wants[3], call.logvar_p);
   r.d_eps = empty_gradient(call.wants[4], call.eps);
-  if (like.is_meta()) return r;
-  if (like.numel() == 0) {
-    if (call.want_kl) fill_empty(r.kl, *call.reduction, like);
-    return r;
-  }
+  if (like.is_meta()) return pass;
   // Noise belongs to elements in their logical order; all else may go by memory.
   const bool draws = sample && !call.eps.defined();
   const auto order =
       draws ? std::vector<int64_t>() : memory_order({call.mu, like, call.dz}, call.reduction == Reduction::sample);
   const auto view = [&](const Tensor& t) { return view_of(t, order); };
 
-  cpu::LatentArgs args;
+  LatentArgs& args = pass.args;
   args.float64 = like.scalar_type() == at::kDouble;
   args.mu = view(call.mu);
   args.logvar = view(call.logvar);
@@ -42,27 +37,30 @@ LatentResult latent_pass(const LatentCall& call) {
   args.z = view(r.z);
   args.dz = view(call.dz);
   args.eps = view(call.eps);
-  if (draws) {
-    const int64_t* state = call.state.const_data_ptr<int64_t>();
-    args.seed = static_cast<uint64_t>(state[0]);
-    args.offset = static_cast<uint64_t>(state[1]);
-  }
+  args.noise = call.noise;
   args.d_mu = view(r.d_mu);
   args.d_logvar = view(r.d_logvar);
   args.d_mu_p = view(r.d_mu_p);
   args.d_logvar_p = view(r.d_logvar_p);
   args.d_eps = view(r.d_eps);
-  cpu::Sums sums;
   if (call.reduction.has_value()) {
-    args.prior = call.mu_p.defined() ? cpu::Prior::given : cpu::Prior::standard;
+    args.prior = call.mu_p.defined() ? Prior::given : Prior::standard;
     args.may_be_kept = !sample && is_scalar(*call.reduction);
     args.scale = call.weight / divisor_value(*call.reduction, like);
+    args.weight = call.weight_at;
     args.upstream = upstream_view(call.upstream, *call.reduction, like, order);
     if (call.want_kl && call.reduction == Reduction::none) args.value = view(r.kl);
-    sums = sums_of(r.kl, *call.reduction, like);
+    pass.sums = sums_of(r.kl, *call.reduction, like);
   }
-  cpu::latent(args, like.numel(), sums);
-  return r;
+  pass.numel = like.numel();
+  pass.upstream = call.upstream;
+  return pass;
+}
+
+LatentResult latent_pass(const LatentCall& call) {
+  const LatentPass pass = prepare(call);
+  run_latent(call.logvar, pass.args, pass.numel, pass.sums);
+  return pass.result;
 }
 
 LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
@@ -76,17 +74,6 @@ LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const
   call.mu_p = or_undefined(mu_p);
   call.logvar_p = or_undefined(logvar_p);
   return call;
-}
-
-Tensor draw_state(const Tensor& like, const std::optional<at::Generator>& generator) {
-  Tensor state = at::empty({2}, like.options().dtype(at::kLong));
-  if (like.is_meta()) return state;
-  auto* cpu = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
-  std::lock_guard<std::mutex> lock(cpu->mutex_);
-  int64_t* seed_and_offset = state.mutable_data_ptr<int64_t>();
-  seed_and_offset[0] = static_cast<int64_t>(cpu->random64());
-  seed_and_offset[1] = 0;
-  return state;
 }
 
 variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, const Tensor& logvar, const Tensor& mu_p,

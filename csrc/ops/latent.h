@@ -12,13 +12,14 @@ struct LatentCall {
   // The KL divergence, if there is a reduction.
   std::optional<Reduction> reduction;
   double weight = 1;     // its gradients are those of weight * KL ...
+  Number weight_at;      // ... times this, if there
   Tensor upstream;       // ... times this, if defined
   bool want_kl = false;  // its value
   // The sample: forward (want_z) or backward (dz).
   bool want_z = false;
   Tensor dz;
   Tensor eps;           // given noise, or
-  Tensor state;         // (seed, offset), int64, from which the noise is made
+  Noise noise;          // the noise to make
   Wants<5> wants = {};  // gradients of mu, logvar, mu_p, logvar_p, eps
 };
 
@@ -27,14 +28,20 @@ struct LatentResult {
   Tensor d_mu, d_logvar, d_mu_p, d_logvar_p, d_eps;
 };
 
+// A pass that is ready to run; on Meta, its results alone.
+struct LatentPass {
+  LatentResult result;
+  LatentArgs args;
+  Tensor upstream;  // what args points to must live until it has run
+  int64_t numel = 0;
+  Sums sums;
+};
+LatentPass prepare(const LatentCall& call);
 LatentResult latent_pass(const LatentCall& call);
 // The checked arguments of an op that has a KL divergence.
 LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                    const OptionalTensor& logvar_p, c10::string_view reduction, bool allow_none);
 
-// A new (seed, offset) on like's device: one 64-bit draw from the generator (or torch's default one) as the seed,
-// offset 0.
-Tensor draw_state(const Tensor& like, const std::optional<at::Generator>& generator);
 // The noise of a state, in the type of the arithmetic (float32, or float64 for float64). Callable while tracing.
 Tensor noise_of(const Tensor& like, const Tensor& state);
 

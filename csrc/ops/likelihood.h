@@ -9,16 +9,16 @@
 
 namespace fastvae {
 
-inline cpu::Likelihood parse_likelihood(const char* op, c10::string_view name) {
-  if (name == "mse") return cpu::Likelihood::mse;
-  if (name == "gaussian") return cpu::Likelihood::gaussian;
+inline Likelihood parse_likelihood(const char* op, c10::string_view name) {
+  if (name == "mse") return Likelihood::mse;
+  if (name == "gaussian") return Likelihood::gaussian;
   TORCH_CHECK_VALUE(false, op, ": likelihood must be \"mse\" or \"gaussian\", but got \"", name, "\"");
 }
 
 // d(value) / d(recon_x); for these likelihoods d(value) / d(x) is its negative.
-inline Tensor differentiable_d_recon_x(cpu::Likelihood likelihood, const Tensor& recon_x, const Tensor& x) {
+inline Tensor differentiable_d_recon_x(Likelihood likelihood, const Tensor& recon_x, const Tensor& x) {
   const Tensor difference = widened(recon_x) - widened(x);
-  return likelihood == cpu::Likelihood::mse ? 2 * difference : difference;
+  return likelihood == Likelihood::mse ? 2 * difference : difference;
 }
 
 }  // namespace fastvae

@@ -9,26 +9,35 @@
 namespace fastvae {
 namespace {
 
-void fill(const Tensor& out, uint64_t seed, uint64_t offset, uint64_t start) {
-  if (out.numel() == 0) return;
-  cpu::NormalArgs args;
+void fill(const Tensor& out, const Noise& noise, int64_t start = 0) {
+  if (out.is_meta()) return;
+  NormalArgs args;
   args.out = view_of(out);
-  args.seed = seed;
-  args.offset = offset;
-  args.start = start;
-  cpu::normal(args, out.numel());
+  args.noise = noise;
+  args.start = static_cast<uint64_t>(start);
+  run_normal(out, args, out.numel());
 }
+
+// An uninitialised tensor for like's noise, in the type of the arithmetic.
+Tensor empty_noise(const Tensor& like) { return at::empty_like(like, like.options().dtype(result_type(like))); }
 
 Tensor philox_normal(c10::SymIntArrayRef size, int64_t seed, int64_t offset, int64_t start, at::ScalarType dtype,
                      at::Device device) {
   constexpr const char* kOp = "fastvae.random.philox_normal";
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, kOp,
                    ": dtype must be float32, float64, bfloat16 or float16, but got ", c10::getDtypeNames(dtype).first);
-  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp,
-              ": device must be the CPU, as this fastvae was built without CUDA, but got ", device);
+#if defined(FASTVAE_CUDA)
+  TORCH_CHECK(device.is_cpu() || device.is_cuda() || device.is_meta(), kOp,
+              ": device must be the CPU or a CUDA device, but got ", device);
+#else
+  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp, ": device is ", device,
+              ", but this fastvae was built without CUDA; ", kHowToGetCuda);
+#endif
   Tensor out = at::empty_symint(size, at::TensorOptions(device).dtype(dtype));
-  if (!out.is_meta())
-    fill(out, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), static_cast<uint64_t>(start));
+  Noise noise;
+  noise.seed = static_cast<uint64_t>(seed);
+  noise.offset = static_cast<uint64_t>(offset);
+  fill(out, noise, start);
   return out;
 }
 
@@ -45,12 +54,10 @@ Tensor philox_words(at::IntArrayRef counter, at::IntArrayRef key) {
   return words;
 }
 
-// The noise that a state makes for a tensor of like's shape, in the type of the arithmetic.
+// The noise that a state remembers, for a tensor of like's shape.
 Tensor noise(const Tensor& like, const Tensor& state) {
-  Tensor out = at::empty_like(like, like.options().dtype(result_type(like)));
-  if (out.is_meta()) return out;
-  const int64_t* seed_and_offset = state.const_data_ptr<int64_t>();
-  fill(out, static_cast<uint64_t>(seed_and_offset[0]), static_cast<uint64_t>(seed_and_offset[1]), 0);
+  Tensor out = empty_noise(like);
+  fill(out, remembered(state));
   return out;
 }
 
@@ -59,7 +66,10 @@ Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, i
   constexpr const char* kOp = "fastvae.reparameterize";
   check_tensor(kOp, "mu", like);
   check_noise(kOp, like, std::nullopt, generator);
-  return noise(like, draw_state(like, generator));
+  Tensor out = empty_noise(like);
+  const Draw drawn = draw(like, generator);
+  fill(out, drawn.noise);
+  return out;
 }
 
 Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
@@ -85,17 +95,14 @@ void scale_gradients(variable_list& gradients, const Tensor& g) {
     return;
   }
   if (g.is_meta()) return;
-  const double factor = g.scalar_type() == at::kDouble ? *g.const_data_ptr<double>() : *g.const_data_ptr<float>();
-  if (factor == 1) return;
+  ScaleArgs args;
+  args.factor = number_of(g);
   for (const Tensor& t : gradients) {
     if (!t.defined() || t.numel() == 0) continue;
-    const auto order = memory_order({t}, /*keep_batch=*/false);
-    cpu::ScaleArgs args;
-    args.tensor = view_of(t, order);
-    args.upstream = upstream_view(g, Reduction::sum, t, order);
-    args.float64 = t.scalar_type() == at::kDouble;
-    cpu::scale(args, t.numel());
+    args.tensor[args.count] = view_of(t, memory_order({t}, /*keep_batch=*/false));
+    args.numel[args.count++] = t.numel();
   }
+  run_scale(g, args);
 }
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {

@@ -15,33 +15,40 @@ void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x
                    dtype_name(x), "; convert one of them");
 }
 
-ReconstructionResult reconstruction_pass(const Tensor& recon_x, const Tensor& x, cpu::Likelihood likelihood,
-                                         Reduction reduction, bool want_value, Wants<2> wants, const Tensor& upstream) {
-  ReconstructionResult result{want_value ? empty_result(reduction, recon_x) : Tensor(),
-                              empty_gradient(wants[0], recon_x), empty_gradient(wants[1], x)};
-  if (recon_x.is_meta()) return result;
-  if (recon_x.numel() == 0) {
-    fill_empty(result.value, reduction, recon_x);
-    return result;
-  }
-  const auto order = memory_order({recon_x, x}, reduction == Reduction::sample);
-  cpu::ReconstructionArgs args;
-  args.scale = 1 / divisor_value(reduction, recon_x);
-  args.may_be_kept = is_scalar(reduction);
-  args.upstream = upstream_view(upstream, reduction, recon_x, order);
+ReconstructionPass prepare(const ReconstructionCall& call) {
+  const Tensor &recon_x = call.recon_x, &x = call.x;
+  ReconstructionPass pass;
+  ReconstructionResult& r = pass.result;
+  if (call.want_value) r.value = empty_result(call.reduction, recon_x);
+  r.d_recon_x = empty_gradient(call.wants[0], recon_x);
+  r.d_x = empty_gradient(call.wants[1], x);
+  if (recon_x.is_meta()) return pass;
+  const auto order = memory_order({recon_x, x}, call.reduction == Reduction::sample);
+  ReconstructionArgs& args = pass.args;
+  args.scale = 1 / divisor_value(call.reduction, recon_x);
+  args.may_be_kept = is_scalar(call.reduction);
+  args.upstream = upstream_view(call.upstream, call.reduction, recon_x, order);
   args.float64 = recon_x.scalar_type() == at::kDouble;
-  args.likelihood = likelihood;
+  args.likelihood = call.likelihood;
   args.recon_x = view_of(recon_x, order);
   args.x = view_of(x, order);
-  args.d_recon_x = view_of(result.d_recon_x, order);
-  args.d_x = view_of(result.d_x, order);
-  if (reduction == Reduction::none) args.value = view_of(result.value, order);
-  cpu::reconstruction(args, recon_x.numel(), sums_of(result.value, reduction, recon_x));
-  return result;
+  args.d_recon_x = view_of(r.d_recon_x, order);
+  args.d_x = view_of(r.d_x, order);
+  if (call.want_value && call.reduction == Reduction::none) args.value = view_of(r.value, order);
+  pass.numel = recon_x.numel();
+  pass.sums = sums_of(r.value, call.reduction, recon_x);
+  pass.upstream = call.upstream;
+  return pass;
+}
+
+ReconstructionResult reconstruction_pass(const ReconstructionCall& call) {
+  const ReconstructionPass pass = prepare(call);
+  run_reconstruction(call.recon_x, pass.args, pass.numel, pass.sums);
+  return pass.result;
 }
 
 variable_list reconstruction_differentiable_backward(const Tensor& g, const Tensor& recon_x, const Tensor& x,
-                                                     cpu::Likelihood likelihood, Reduction reduction, Wants<2> wants) {
+                                                     Likelihood likelihood, Reduction reduction, Wants<2> wants) {
   const Tensor d = spread(g, reduction, recon_x) * differentiable_d_recon_x(likelihood, recon_x, x);
   return {wants[0] ? d.to(recon_x.scalar_type()) : Tensor(), wants[1] ? (-d).to(x.scalar_type()) : Tensor()};
 }
@@ -51,20 +58,20 @@ namespace {
 constexpr const char* kOp = "fastvae.reconstruction_loss";
 
 struct Choice {
-  cpu::Likelihood likelihood;
+  Likelihood likelihood;
   Reduction reduction;
 };
 Choice choose(c10::string_view likelihood, c10::string_view reduction) {
   return {parse_likelihood(kOp, likelihood), parse_reduction(kOp, reduction, "reduction", true)};
 }
 
-// ---- On CPU and Meta tensors.
+// ---- On the devices, and Meta.
 
 Tensor reconstruction_loss(const Tensor& recon_x, const Tensor& x, c10::string_view likelihood,
                            c10::string_view reduction) {
   const Choice choice = choose(likelihood, reduction);
   check_reconstruction(kOp, recon_x, x);
-  return reconstruction_pass(recon_x, x, choice.likelihood, choice.reduction, true, {}).value;
+  return reconstruction_pass({recon_x, x, choice.likelihood, choice.reduction, true}).value;
 }
 
 std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& recon_x, const Tensor& x,
@@ -72,14 +79,14 @@ std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& recon_x, co
                                                        std::array<bool, 2> wants) {
   const Choice choice = choose(likelihood, reduction);
   check_reconstruction(kOp, recon_x, x);
-  const auto r = reconstruction_pass(recon_x, x, choice.likelihood, choice.reduction, true, wants);
+  const auto r = reconstruction_pass({recon_x, x, choice.likelihood, choice.reduction, true, wants});
   return {r.value, defined_only({r.d_recon_x, r.d_x})};
 }
 
 std::vector<Tensor> gradients(const Tensor& g, const Tensor& recon_x, const Tensor& x, c10::string_view likelihood,
                               c10::string_view reduction, std::array<bool, 2> wants) {
   const Choice choice = choose(likelihood, reduction);
-  const auto r = reconstruction_pass(recon_x, x, choice.likelihood, choice.reduction, false, wants, g);
+  const auto r = reconstruction_pass({recon_x, x, choice.likelihood, choice.reduction, false, wants, g});
   return defined_only({r.d_recon_x, r.d_x});
 }
 

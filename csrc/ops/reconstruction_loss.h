@@ -14,11 +14,27 @@ struct ReconstructionResult {
 };
 
 // The reduced value and/or its gradients, times upstream if that is defined, in one pass.
-ReconstructionResult reconstruction_pass(const Tensor& recon_x, const Tensor& x, cpu::Likelihood likelihood,
-                                         Reduction reduction, bool want_value, Wants<2> wants,
-                                         const Tensor& upstream = {});
+struct ReconstructionCall {
+  const Tensor &recon_x, &x;
+  Likelihood likelihood;
+  Reduction reduction;
+  bool want_value;
+  Wants<2> wants = {};
+  Tensor upstream = {};
+};
+
+// A pass that is ready to run; on Meta, its results alone.
+struct ReconstructionPass {
+  ReconstructionResult result;
+  ReconstructionArgs args;
+  Tensor upstream;  // what args points to must live until it has run
+  int64_t numel = 0;
+  Sums sums;
+};
+ReconstructionPass prepare(const ReconstructionCall& call);
+ReconstructionResult reconstruction_pass(const ReconstructionCall& call);
 
 variable_list reconstruction_differentiable_backward(const Tensor& g, const Tensor& recon_x, const Tensor& x,
-                                                     cpu::Likelihood likelihood, Reduction reduction, Wants<2> wants);
+                                                     Likelihood likelihood, Reduction reduction, Wants<2> wants);
 
 }  // namespace fastvae

@@ -7,7 +7,7 @@ namespace {
 
 constexpr const char* kOp = "fastvae.reparameterize";
 
-// ---- On CPU and Meta tensors.
+// ---- On the devices, and Meta.
 
 std::tuple<Tensor, Tensor> draw_and_sample(const Tensor& mu, const Tensor& logvar,
                                            std::optional<at::Generator> generator, int64_t /*draw*/) {
@@ -17,8 +17,9 @@ std::tuple<Tensor, Tensor> draw_and_sample(const Tensor& mu, const Tensor& logva
   call.mu = mu;
   call.logvar = logvar;
   call.want_z = true;
-  call.state = draw_state(mu, generator);
-  return {latent_pass(call).z, call.state};
+  const Draw drawn = draw(mu, generator);
+  call.noise = drawn.noise;
+  return {latent_pass(call).z, drawn.state};
 }
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
@@ -40,7 +41,7 @@ std::vector<Tensor> gradients(const Tensor& dz, const Tensor& logvar, const Opti
   call.logvar = logvar;
   call.dz = dz;
   call.eps = or_undefined(eps);
-  call.state = or_undefined(state);
+  if (state.has_value()) call.noise = remembered(*state);
   call.wants = {false, wants[0], false, false, wants[1]};
   const LatentResult r = latent_pass(call);
   return defined_only({r.d_logvar, r.d_eps});

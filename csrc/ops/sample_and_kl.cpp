@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kOp = "fastvae.sample_and_kl";
 
-// ---- On CPU and Meta tensors.
+// ---- On the devices, and Meta.
 
 std::tuple<Tensor, Tensor, Tensor> draw_and_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                    const OptionalTensor& logvar_p, c10::string_view reduction,
@@ -14,9 +14,10 @@ std::tuple<Tensor, Tensor, Tensor> draw_and_sample(const Tensor& mu, const Tenso
   LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, false);
   check_noise(kOp, mu, std::nullopt, generator);
   call.want_z = call.want_kl = true;
-  call.state = draw_state(mu, generator);
+  const Draw drawn = draw(mu, generator);
+  call.noise = drawn.noise;
   const LatentResult r = latent_pass(call);
-  return {r.z, r.kl, call.state};
+  return {r.z, r.kl, drawn.state};
 }
 
 std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
@@ -44,7 +45,7 @@ std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dk
   call.upstream = or_undefined(dkl);
   if (!call.upstream.defined()) call.reduction.reset();
   call.eps = or_undefined(eps);
-  call.state = or_undefined(state);
+  if (state.has_value()) call.noise = remembered(*state);
   call.wants = wants;
   const LatentResult r = latent_pass(call);
   return defined_only({r.d_mu, r.d_logvar, r.d_mu_p, r.d_logvar_p, r.d_eps});

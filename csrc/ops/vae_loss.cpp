@@ -5,7 +5,6 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/scalar_tensor.h>
 
 #include "latent.h"
 #include "reconstruction_loss.h"
@@ -16,7 +15,7 @@ namespace {
 constexpr const char* kOp = "fastvae.vae_loss";
 
 struct Choice {
-  cpu::Likelihood likelihood;
+  Likelihood likelihood;
   Reduction reduction, kl_reduction;
 };
 
@@ -48,29 +47,7 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
   check_same_device(kOp, "beta", *beta, "mu", mu);
 }
 
-double beta_value(double beta, const OptionalTensor& beta_tensor) {
-  return beta_tensor.has_value() && !beta_tensor->is_meta() ? beta_tensor->item<double>() : beta;
-}
-
-// ---- On CPU and Meta tensors.
-
-Tensor combined(const Tensor& recon, const Tensor& kl, double beta) {
-  Tensor loss = at::empty_like(recon.scalar_type() == at::kDouble ? recon : kl);
-  if (loss.is_meta()) return loss;
-  const auto read = [](const Tensor& t, int64_t i) {
-    return t.scalar_type() == at::kDouble ? t.const_data_ptr<double>()[i]
-                                          : static_cast<double>(t.const_data_ptr<float>()[i]);
-  };
-  for (int64_t i = 0; i < loss.numel(); ++i) {
-    const double sum = read(recon, i) + beta * read(kl, i);
-    if (loss.scalar_type() == at::kDouble) {
-      loss.mutable_data_ptr<double>()[i] = sum;
-    } else {
-      loss.mutable_data_ptr<float>()[i] = static_cast<float>(sum);
-    }
-  }
-  return loss;
-}
+// ---- On the devices, and Meta.
 
 LatentCall latents(const Tensor& mu, const Tensor& logvar, Reduction reduction, const std::array<bool, 4>& wants) {
   LatentCall call;
@@ -87,13 +64,22 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> with_gradients(
     std::optional<c10::string_view> kl_reduction, std::array<bool, 4> wants) {
   const Choice c = choose(likelihood, reduction, kl_reduction);
   check(recon_x, x, mu, logvar, beta_tensor);
-  const double b = beta_value(beta, beta_tensor);
-  const auto r = reconstruction_pass(recon_x, x, c.likelihood, c.reduction, true, {wants[0], wants[1]});
   LatentCall call = latents(mu, logvar, c.kl_reduction, wants);
   call.want_kl = true;
-  call.weight = b;
-  const auto l = latent_pass(call);
-  return {combined(r.value, l.kl, b), r.value, l.kl, defined_only({r.d_recon_x, r.d_x, l.d_mu, l.d_logvar})};
+  call.weight = beta;
+  call.weight_at = number_of(beta_tensor);
+  const ReconstructionPass r =
+      prepare(ReconstructionCall{recon_x, x, c.likelihood, c.reduction, true, {wants[0], wants[1]}});
+  const LatentPass l = prepare(call);
+  const Tensor &recon = r.result.value, &kl = l.result.kl;
+  const Tensor loss = at::empty_like(recon.scalar_type() == at::kDouble ? recon : kl);
+  Combination combination;
+  if (!loss.is_meta()) combination.loss = loss.data_ptr();
+  combination.float64 = loss.scalar_type() == at::kDouble;
+  combination.beta = beta;
+  combination.weight = call.weight_at;
+  run_objective(recon_x, r.args, r.numel, r.sums, l.args, l.numel, l.sums, combination);
+  return {loss, recon, kl, defined_only({r.result.d_recon_x, r.result.d_x, l.result.d_mu, l.result.d_logvar})};
 }
 
 std::tuple<Tensor, Tensor, Tensor> vae_loss(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
@@ -112,21 +98,28 @@ std::vector<Tensor> gradients(const OptionalTensor& g_loss, const OptionalTensor
                               c10::string_view reduction, std::optional<c10::string_view> kl_reduction,
                               std::array<bool, 4> wants) {
   const Choice c = choose(likelihood, reduction, kl_reduction);
-  ReconstructionResult r;
+  ReconstructionPass r;
   if (wants[0] || wants[1]) {
     const Tensor g = g_loss && g_recon ? *g_loss + *g_recon : (g_loss ? *g_loss : *g_recon);
-    r = reconstruction_pass(recon_x, x, c.likelihood, c.reduction, false, {wants[0], wants[1]}, g);
+    r = prepare(ReconstructionCall{recon_x, x, c.likelihood, c.reduction, false, {wants[0], wants[1]}, g});
   }
-  LatentResult l;
+  LatentPass l;
   if (wants[2] || wants[3]) {
     LatentCall call = latents(mu, logvar, c.kl_reduction, wants);
-    // Alone, the gradient of loss meets the same roundings here as in the forward pass: beta goes into the scale.
-    const double b = beta_value(beta, beta_tensor);
-    call.weight = g_kl ? 1 : b;
-    call.upstream = !g_kl ? *g_loss : (g_loss ? *g_kl + *g_loss * b : *g_kl);
-    l = latent_pass(call);
+    if (!g_kl) {
+      // Alone, the gradient of loss meets the same roundings here as in the forward pass: beta goes into the scale.
+      call.upstream = *g_loss;
+      call.weight = beta;
+      call.weight_at = number_of(beta_tensor);
+    } else {
+      call.upstream = *g_kl;
+      if (g_loss)
+        call.upstream = *g_kl + (beta_tensor ? (*g_loss * *beta_tensor).to(g_kl->scalar_type()) : *g_loss * beta);
+    }
+    l = prepare(call);
   }
-  return defined_only({r.d_recon_x, r.d_x, l.d_mu, l.d_logvar});
+  run_objective(recon_x, r.args, r.numel, r.sums, l.args, l.numel, l.sums, {});
+  return defined_only({r.result.d_recon_x, r.result.d_x, l.result.d_mu, l.result.d_logvar});
 }
 
 // ---- Autograd.

@@ -1,0 +1,173 @@
+// Sums in a fixed order, without atomics: a thread adds up its packs, in the arithmetic's type over a few of them and
+// in double over these; a group of threads adds up its threads; and where that is not all, finish() adds up the groups.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "memory.cuh"
+
+namespace fastvae::cuda {
+
+constexpr int kThreads = 256;  // in a block
+constexpr int kWarp = 32;
+// Blocks of a grid for each multiprocessor: enough loads in flight to fill the memory bus. In float it holds all of
+// them at once, in double, which takes more registers, half of them.
+constexpr int kBlocksPerMultiprocessor = 4, kMostBlocks = 1024;
+template <class T>
+constexpr int kResidentBlocks = kBlocksPerMultiprocessor * sizeof(float) / sizeof(T);
+// So few elements are quicker in one block than in two launches.
+constexpr int64_t kAlone = 16384;
+// Elements of a sample that one group adds up: up to kShortEvent a warp takes a sample; beyond, a block takes a chunk.
+constexpr int64_t kShortEvent = 1024, kShortChunk = 4096, kLongChunk = 32768, kManyElements = int64_t(1) << 24;
+
+// How the packs of a pass are shared out. A group (a warp or a block) takes one item after another, and each makes a
+// sum.
+struct Work {
+  int64_t items = 0;
+  int64_t chunks = 0;  // items of a sample; 0: there is one sum of everything, each item takes tiles all over it
+  int64_t row = 0;     // packs of a sample, or of everything
+  int64_t chunk = 0;   // packs of a chunk
+  int rest = 0;        // elements behind the last pack
+  bool by_warp = false;
+  int blocks = 0;
+
+  // Whether an item's sum is a result, and not a part of one.
+  bool is_whole() const { return chunks == 0 ? items == 1 : chunks == 1; }
+};
+
+// In pairs: short chains.
+template <int W, class T>
+FASTVAE_DEVICE T pack_sum(const T (&x)[W]) {
+  T part[W];
+  FASTVAE_UNROLL
+  for (int j = 0; j < W; ++j) part[j] = x[j];
+  FASTVAE_UNROLL
+  for (int half = W / 2; half > 0; half /= 2) {
+    FASTVAE_UNROLL
+    for (int j = 0; j < half; ++j) part[j] += part[j + half];
+  }
+  return part[0];
+}
+
+FASTVAE_DEVICE double warp_sum(double x) {
+  FASTVAE_UNROLL
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// In the first thread of the group.
+FASTVAE_DEVICE double group_sum(double x, bool by_warp) {
+  x = warp_sum(x);
+  if (by_warp) return x;
+  __shared__ double warps[kThreads / kWarp];
+  __syncthreads();  // the last sum's readers are done
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  x = 0;
+  FASTVAE_UNROLL
+  for (int w = 0; w < kThreads / kWarp; ++w) x += warps[w];
+  return x;
+}
+
+// Runs the work of a group. `pass` is a function object with
+//   T packs<n>(first, distance)   works on the packs first, first + distance, ..., n of them, and returns their values'
+//   sum T single(element)             the same for an element that belongs to no pack
+// and result(item, sum) is called by a group's first thread.
+template <int kUnroll, class Pass, class Result>
+FASTVAE_DEVICE void for_each_item(const Work& work, int width, int block, Pass pass, Result result) {
+  const int size = work.by_warp ? kWarp : kThreads, lane = threadIdx.x % size;
+  const int per_block = kThreads / size, tile = size * kUnroll;
+  for (int64_t item = int64_t(block) * per_block + threadIdx.x / size; item < work.items;
+       item += int64_t(work.blocks) * per_block) {
+    int64_t first = item * tile, end = work.row, stride = work.items * tile;
+    if (work.chunks > 0) {
+      // (More than one chunk means long samples, and few enough of them for 32 bits.)
+      const int64_t sample = work.chunks == 1 ? item : static_cast<uint32_t>(item) / static_cast<uint32_t>(work.chunks);
+      const int64_t begin = sample * work.row + (item - sample * work.chunks) * work.chunk;
+      first = begin;
+      end = min(begin + work.chunk, (sample + 1) * work.row);
+      stride = tile;
+    }
+    double sum = 0;
+    for (int64_t pack = first + lane; pack < end; pack += stride) {
+      if (pack + (kUnroll - 1) * size < end) {
+        sum += static_cast<double>(pass.template packs<kUnroll>(pack, size));
+      } else {  // (only if kUnroll > 1) the last tile
+        for (int64_t one = pack; one < end; one += size) sum += static_cast<double>(pass.template packs<1>(one, size));
+      }
+    }
+    if (item == 0 && lane < work.rest) sum += static_cast<double>(pass.single(work.row * width + lane));
+    sum = group_sum(sum, work.by_warp);
+    if (lane == 0) result(item, sum);
+  }
+}
+
+// Writes a result and returns it as it was rounded.
+FASTVAE_DEVICE double write(void* data, bool float64, int64_t i, double x) {
+  if (float64) return static_cast<double*>(data)[i] = x;
+  return static_cast<float*>(data)[i] = static_cast<float>(x);
+}
+FASTVAE_DEVICE double put(const Sums& sums, int64_t i, double sum) {
+  return write(sums.data, sums.float64, i, sum / sums.divisor);
+}
+FASTVAE_DEVICE void combine(const Combination& c, int64_t i, double recon, double kl) {
+  write(c.loss, c.float64, i, recon + c.beta * value_of(c.weight) * kl);
+}
+
+// Where the sums of a pass go: to their places if they are whole, else to partials, for finish().
+struct Target {
+  Sums sums;
+  double* partials = nullptr;
+
+  // Returns a whole sum as it was rounded.
+  FASTVAE_DEVICE double operator()(int64_t item, double sum) const {
+    if (partials != nullptr) return partials[item] = sum;
+    return sums.data == nullptr ? sum : put(sums, item, sum);
+  }
+};
+
+// ---- On the host.
+
+int multiprocessors(int device);
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t chunk_of(int64_t numel) { return numel <= kManyElements ? kShortChunk : kLongChunk; }
+
+// Of packs of `width` elements, `unroll` of which a thread takes at a time. (The sums of samples do not depend on the
+// device; those of everything do, by its number of multiprocessors.)
+inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, const Launch& launch) {
+  Work work;
+  const int64_t most = std::min(multiprocessors(launch.device) * kBlocksPerMultiprocessor, kMostBlocks);
+  if (numel == 0 && sums.event == 0) {  // nothing to read, but there may be sums to write
+    work.items = sums.data == nullptr ? 0 : sums.count;
+    work.chunks = 1;
+    work.blocks = static_cast<int>(std::min(work.items, most));
+    return work;
+  }
+  if (sums.event == 0) {
+    work.row = numel / width;
+    work.rest = static_cast<int>(numel % width);
+    const int64_t tiles = numel <= kAlone ? 1 : ceil_div(work.row, int64_t(kThreads) * unroll);
+    work.items = std::min(tiles, most);
+    work.blocks = static_cast<int>(work.items);
+    return work;
+  }
+  work.by_warp = sums.event <= kShortEvent;
+  const int64_t chunk = work.by_warp ? sums.event : chunk_of(numel);
+  work.row = sums.event / width;
+  work.chunk = chunk / width;
+  work.chunks = ceil_div(sums.event, chunk);
+  work.items = sums.count * work.chunks;
+  work.blocks = static_cast<int>(std::min(ceil_div(work.items, work.by_warp ? kThreads / kWarp : 1), most));
+  return work;
+}
+
+inline Target target_of(const Work& work, const Sums& sums, double* partials) {
+  return {sums, sums.data == nullptr || work.is_whole() ? nullptr : partials};
+}
+
+// Adds up partial sums, those of one result lying together.
+cudaError_t finish(const Work& recon_work, const Target& recon, const Work& kl_work, const Target& kl,
+                   const Combination&, const Launch&);
+
+}  // namespace fastvae::cuda

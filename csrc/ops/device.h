@@ -1,0 +1,27 @@
+// Runs a kernel on the device that its tensors are on; on Meta, where there is nothing to run, not at all.
+#pragma once
+
+#include "common.h"
+
+namespace fastvae {
+
+// `on` is any of the tensors.
+void run_reconstruction(const Tensor& on, const ReconstructionArgs&, int64_t numel, const Sums&);
+void run_latent(const Tensor& on, const LatentArgs&, int64_t numel, const Sums&);
+void run_objective(const Tensor& on, const ReconstructionArgs&, int64_t recon_numel, const Sums& recon,
+                   const LatentArgs&, int64_t kl_numel, const Sums& kl, const Combination&);
+void run_normal(const Tensor& on, const NormalArgs&, int64_t numel);
+void run_scale(const Tensor& on, const ScaleArgs&);
+
+// New noise on like's device and the int64 tensor (seed, offset) that remembers it. On the CPU: one 64-bit draw from
+// the generator (or torch's default one) as the seed, offset 0. On CUDA: the generator's seed, and its offset, which
+// moves on; a kernel that makes the noise fills the tensor in.
+struct Draw {
+  Tensor state;
+  Noise noise;
+};
+Draw draw(const Tensor& like, const std::optional<at::Generator>& generator);
+// The noise that a state remembers.
+Noise remembered(const Tensor& state);
+
+}  // namespace fastvae
