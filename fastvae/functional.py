@@ -18,6 +18,7 @@ from typing import Literal, overload
 import torch
 from torch import Generator, Tensor
 
+from fastvae import _vmap  # noqa: F401 (registers its rules)
 from fastvae._ops import ops
 from fastvae.reference import VAELossOutput
 

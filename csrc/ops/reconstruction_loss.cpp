@@ -3,6 +3,8 @@
 // others recompute them in the backward pass.
 #include "reconstruction_loss.h"
 
+#include <ATen/ops/ones.h>
+
 namespace fastvae {
 
 void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x) {
@@ -44,6 +46,16 @@ variable_list reconstruction_differentiable_backward(const Tensor& g, const Tens
                                                      cpu::Likelihood likelihood, Reduction reduction, Wants<2> wants) {
   const Tensor d = spread(g, reduction, recon_x) * differentiable_d_recon_x(likelihood, recon_x, x);
   return {wants[0] ? d.to(recon_x.scalar_type()) : Tensor(), wants[1] ? (-d).to(x.scalar_type()) : Tensor()};
+}
+
+Tensor reconstruction_tangent(const std::array<Tensor, 2>& inputs, cpu::Likelihood likelihood, Reduction reduction) {
+  const auto tangents = tangents_of(inputs);
+  const Wants<2> given = defined(tangents);
+  if (given == Wants<2>{}) return {};
+  const Tensor recon_x = wide_primal(inputs[0]);
+  const auto d = reconstruction_differentiable_backward(at::ones({}, recon_x.options()), recon_x,
+                                                        wide_primal(inputs[1]), likelihood, Reduction::none, given);
+  return reduced(along(d, tangents), reduction);
 }
 
 namespace {
@@ -89,6 +101,7 @@ struct ReconstructionLoss {
   static constexpr const char* kName = "FastvaeReconstructionLossBackward";
   static constexpr int kInputs = 2, kSaved = 2;
   std::string likelihood, reduction;
+  auto options() const { return std::tie(likelihood, reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 2>& saved, const Wants<2>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_reconstruction_loss_gradients");
@@ -105,7 +118,6 @@ Tensor autograd(const Tensor& recon_x, const Tensor& x, c10::string_view likelih
   static const auto value_op = find_op<decltype(reconstruction_loss)>("fastvae::reconstruction_loss");
   static const auto with_gradients_op =
       find_op<decltype(with_gradients)>("fastvae::_reconstruction_loss_with_gradients");
-  check_no_forward_ad(kOp, {recon_x, x});
   const bool differentiate = torch::autograd::compute_requires_grad(recon_x, x);
   Tensor value;
   variable_list kept;
@@ -124,6 +136,8 @@ Tensor autograd(const Tensor& recon_x, const Tensor& x, c10::string_view likelih
     const ReconstructionLoss op{std::string(likelihood), std::string(reduction)};
     torch::autograd::set_history(value, record(op, {recon_x, x}, {recon_x, x}, std::move(kept)));
   }
+  const Choice choice = choose(likelihood, reduction);
+  set_tangent(value, reconstruction_tangent({recon_x, x}, choice.likelihood, choice.reduction));
   return value;
 }
 

@@ -136,6 +136,7 @@ struct VaeLoss {
   static constexpr int kInputs = 4, kSaved = 5;  // recon_x, x, mu, logvar; and beta, if a tensor
   double beta;
   std::string likelihood, reduction, kl_reduction;
+  auto options() const { return std::tie(beta, likelihood, reduction, kl_reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 5>& saved, const Wants<4>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_vae_loss_gradients");
@@ -178,7 +179,6 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
   static const auto value_op = find_op<decltype(vae_loss)>("fastvae::vae_loss");
   static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_vae_loss_with_gradients");
   const std::array<Tensor, 4> inputs{recon_x, x, mu, logvar};
-  check_no_forward_ad(kOp, inputs);
   TORCH_CHECK_VALUE(!beta_tensor.has_value() || !beta_tensor->requires_grad(), kOp,
                     ": beta must not require a gradient, as none is computed for it; give beta.detach()");
   const bool differentiate = torch::autograd::compute_requires_grad(recon_x, x, mu, logvar);
@@ -205,6 +205,17 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
     torch::autograd::set_history(loss, node);
     torch::autograd::set_history(recon, node);
     torch::autograd::set_history(kl, node);
+  }
+  const Choice c = choose(likelihood, reduction, kl_reduction);
+  const Tensor d_recon = reconstruction_tangent({recon_x, x}, c.likelihood, c.reduction);
+  const Tensor d_kl = kl_tangent({mu, logvar, {}, {}}, c.kl_reduction);
+  set_tangent(recon, d_recon);
+  set_tangent(kl, d_kl);
+  if (d_kl.defined()) {
+    const Tensor weighted = beta_tensor.has_value() ? d_kl * *beta_tensor : d_kl * beta;
+    set_tangent(loss, d_recon.defined() ? d_recon + weighted : weighted);
+  } else {
+    set_tangent(loss, d_recon);
   }
   return {loss, recon, kl};
 }
