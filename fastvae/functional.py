@@ -56,6 +56,11 @@ def _explain(
             )
         elif value.is_quantized:
             problem = "must not be quantized; convert it with dequantize first"
+        elif type(value).__name__ == "DTensor":  # by name: importing it starts torch.distributed
+            problem = (
+                'must be a plain tensor, but it is a DTensor; give each rank\'s part, to_local(), with reduction="sum" '
+                "and add the parts' results up"
+            )
         elif value.layout is not torch.strided:
             problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with to_dense first"
         else:
