@@ -48,6 +48,13 @@ variable_list reconstruction_differentiable_backward(const Tensor& g, const Tens
   return {wants[0] ? d.to(recon_x.scalar_type()) : Tensor(), wants[1] ? (-d).to(x.scalar_type()) : Tensor()};
 }
 
+// In aten ops, which Inductor fuses with the decoder's last layer and its backward pass: an opaque op reads recon_x and
+// writes its gradient through memory once more. The KL divergence stays an op of ours, for its digits near the prior.
+Tensor reconstruction_for_compiler(const Tensor& recon_x, const Tensor& x, cpu::Likelihood likelihood,
+                                   Reduction reduction) {
+  return reduced(differentiable_value(likelihood, recon_x, x), reduction);
+}
+
 Tensor reconstruction_tangent(const std::array<Tensor, 2>& inputs, cpu::Likelihood likelihood, Reduction reduction) {
   const auto tangents = tangents_of(inputs);
   const Wants<2> given = defined(tangents);
@@ -77,6 +84,12 @@ Tensor reconstruction_loss(const Tensor& recon_x, const Tensor& x, c10::string_v
   const Choice choice = choose(likelihood, reduction);
   check_reconstruction(kOp, recon_x, x);
   return reconstruction_pass(recon_x, x, choice.likelihood, choice.reduction, true, {}).value;
+}
+
+Tensor for_compiler(const Tensor& recon_x, const Tensor& x, c10::string_view likelihood, c10::string_view reduction) {
+  const Choice choice = choose(likelihood, reduction);
+  check_reconstruction(kOp, recon_x, x);
+  return reconstruction_for_compiler(recon_x, x, choice.likelihood, choice.reduction);
 }
 
 std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& recon_x, const Tensor& x,
@@ -154,6 +167,8 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "_reconstruction_loss_gradients(Tensor g, Tensor recon_x, Tensor x, str likelihood, str reduction, bool[2] "
       "wants) -> Tensor[]",
       kPure);
+  m.def("reconstruction_loss_for_compiler(Tensor recon_x, Tensor x, str likelihood, str reduction) -> Tensor",
+        for_compiler, kPure);
   implement(m, "reconstruction_loss", reconstruction_loss);
   implement_inner(m, "_reconstruction_loss_with_gradients", with_gradients);
   implement_inner(m, "_reconstruction_loss_gradients", gradients);

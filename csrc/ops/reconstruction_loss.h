@@ -21,6 +21,9 @@ ReconstructionResult reconstruction_pass(const Tensor& recon_x, const Tensor& x,
 variable_list reconstruction_differentiable_backward(const Tensor& g, const Tensor& recon_x, const Tensor& x,
                                                      cpu::Likelihood likelihood, Reduction reduction, Wants<2> wants);
 
+// What compiled programs get: see reconstruction_loss.cpp.
+Tensor reconstruction_for_compiler(const Tensor& recon_x, const Tensor& x, cpu::Likelihood likelihood,
+                                   Reduction reduction);
 // Its tangent, undefined if no input has one.
 Tensor reconstruction_tangent(const std::array<Tensor, 2>& inputs, cpu::Likelihood likelihood, Reduction reduction);
 

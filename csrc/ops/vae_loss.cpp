@@ -48,6 +48,11 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
   check_same_device(kOp, "beta", *beta, "mu", mu);
 }
 
+void check_beta(const OptionalTensor& beta) {
+  TORCH_CHECK_VALUE(!beta.has_value() || !beta->requires_grad(), kOp,
+                    ": beta must not require a gradient, as none is computed for it; give beta.detach()");
+}
+
 double beta_value(double beta, const OptionalTensor& beta_tensor) {
   return beta_tensor.has_value() && !beta_tensor->is_meta() ? beta_tensor->item<double>() : beta;
 }
@@ -103,6 +108,22 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss(const Tensor& recon_x, const Tensor&
   auto [loss, recon, kl, none] =
       with_gradients(recon_x, x, mu, logvar, beta, beta_tensor, likelihood, reduction, kl_reduction, {});
   return {loss, recon, kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> for_compiler(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
+                                                const Tensor& logvar, double beta, const OptionalTensor& beta_tensor,
+                                                c10::string_view likelihood, c10::string_view reduction,
+                                                std::optional<c10::string_view> kl_reduction) {
+  using KlNormal = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view);
+  static const auto kl_normal = find_op<KlNormal>("fastvae::kl_normal");
+  const Choice c = choose(likelihood, reduction, kl_reduction);
+  check(recon_x, x, mu, logvar, beta_tensor);
+  check_beta(beta_tensor);
+  const Tensor recon = reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction);
+  const Tensor kl = kl_normal.call(mu, logvar, std::nullopt, std::nullopt, kl_reduction.value_or(reduction));
+  const Tensor wide_kl = kl.to(at::kDouble);
+  const Tensor loss = recon.to(at::kDouble) + (beta_tensor.has_value() ? wide_kl * *beta_tensor : wide_kl * beta);
+  return {loss.to(recon.scalar_type() == at::kDouble ? at::kDouble : kl.scalar_type()), recon, kl};
 }
 
 // Gradients of recon_x, x, mu and logvar, from those of loss, recon and kl, some of which may be absent.
@@ -179,8 +200,7 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
   static const auto value_op = find_op<decltype(vae_loss)>("fastvae::vae_loss");
   static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_vae_loss_with_gradients");
   const std::array<Tensor, 4> inputs{recon_x, x, mu, logvar};
-  TORCH_CHECK_VALUE(!beta_tensor.has_value() || !beta_tensor->requires_grad(), kOp,
-                    ": beta must not require a gradient, as none is computed for it; give beta.detach()");
+  check_beta(beta_tensor);
   const bool differentiate = torch::autograd::compute_requires_grad(recon_x, x, mu, logvar);
   Tensor loss, recon, kl;
   variable_list kept;
@@ -238,6 +258,10 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "logvar, float beta, "
       "Tensor? beta_tensor, str likelihood, str reduction, str? kl_reduction, bool[4] wants) -> Tensor[]",
       kPure);
+  m.def(
+      "vae_loss_for_compiler(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, float beta, Tensor? beta_tensor, "
+      "str likelihood, str reduction, str? kl_reduction) -> (Tensor loss, Tensor recon, Tensor kl)",
+      for_compiler, kPure);
   implement(m, "vae_loss", vae_loss);
   implement_inner(m, "_vae_loss_with_gradients", with_gradients);
   implement_inner(m, "_vae_loss_gradients", gradients);
