@@ -119,6 +119,30 @@ def test_a_training_step_of_a_network(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_model_follows_eager_while_beta_and_the_batch_size_change(backend):
+    """Encoder, sample, decoder and loss; the second batch size compiles dynamic shapes, and that is the last time."""
+    encoder = torch.nn.Linear(30, 12)
+    decoder = torch.nn.Sequential(torch.nn.Linear(6, 30), torch.nn.Sigmoid())
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+
+    def model(x, beta):
+        mu, logvar = encoder(x).chunk(2, dim=1)
+        return vae_loss(decoder(reparameterize(mu, logvar)), x, mu, logvar, beta=beta)
+
+    counter = CompileCounterWithBackend(backend)
+    run = torch.compile(model, backend=counter, fullgraph=True)
+    for step, batch in enumerate((8, 9, 8, 11, 5)):
+        x, beta = noise((batch, 30)), torch.tensor(0.25 * step)
+        results = []
+        for fn in (model, run):
+            torch.manual_seed(step)
+            out = fn(x, beta)
+            results.append((*out, *torch.autograd.grad(out.loss, parameters)))
+        torch.testing.assert_close(results[1], results[0])
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_two_draws_in_one_graph_differ(training, backend):
     """AOTAutograd merges equal calls in training graphs; a draw must not look equal to another."""
