@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all lint format bench verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch lint format bench verify sdist-check clean
 
 build: $(VENV)/.built
 
@@ -35,6 +35,14 @@ test-slow: build
 test-all: build
 	$(PYTEST) --slow tests
 
+# The whole suite on another torch, in an environment of its own: make test-torch TORCH=2.11.0. It compiles the extension
+# against that torch, so the build folder and the extension are that environment's as well.
+TREE := .venv-torch-$(TORCH)/tree
+test-torch:
+	rm -rf $(TREE) && mkdir -p $(TREE)
+	git ls-files -z | xargs -0 cp --parents --target-directory=$(TREE)
+	$(MAKE) -C $(TREE) test-all VENV=../env TORCH=$(TORCH)
+
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave
 
@@ -59,4 +67,4 @@ sdist-check: build
 	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
 
 clean:
-	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist
+	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist .venv-torch-*

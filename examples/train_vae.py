@@ -1,19 +1,16 @@
 """A small VAE as people write it, and the same with fastvae: the objective is all that changes.
 
-    python examples/train_vae.py              # in plain PyTorch
-    python examples/train_vae.py --fastvae
-
-It trains on scikit-learn's handwritten digits, or on random patterns where that is not installed.
+python examples/train_vae.py              # in plain PyTorch
+python examples/train_vae.py --fastvae
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import digits, main
 from torch import Tensor, nn
 
 SIGMA = 0.15  # the decoder's standard deviation; with the squared error, beta = 2 sigma^2
@@ -52,53 +49,29 @@ class VAE(nn.Module):
         return self.decoder(self.sample(mu, logvar)), mu, logvar
 
 
-def images() -> Tensor:
-    """[samples, pixels] in [0, 1]."""
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError:
-        print("scikit-learn is not installed: random patterns instead of digits")
-        return torch.sigmoid(torch.randn(1800, 4) @ torch.randn(4, 64))
-    return torch.as_tensor(load_digits().data, dtype=torch.float32) / 16
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--fastvae", action="store_true", help="with fastvae's objective")
-    parser.add_argument("--epochs", type=int, default=20)
-    args = parser.parse_args()
-
+def train(with_fastvae: bool, epochs: int) -> list[float]:
     sample: Callable[..., Any] = reparameterize
     objective: Callable[..., Any] = vae_loss
-    if args.fastvae:  # After: an import takes the place of the ten lines.
+    if with_fastvae:  # After: an import takes the place of the ten lines.
         import fastvae
 
         sample, objective = fastvae.reparameterize, fastvae.vae_loss
 
     torch.manual_seed(0)
-    data = images()
+    data = digits().flatten(1)
     model = VAE(data.shape[1], sample)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-
-    for epoch in range(1, args.epochs + 1):
-        started = time.perf_counter()
-        sums = torch.zeros(2)
-        shuffled = data[torch.randperm(len(data))]
-        for first in range(0, len(data), 128):
-            batch = shuffled[first : first + 128]
+    losses = []
+    for _ in range(epochs):
+        for batch in data[torch.randperm(len(data))].split(128):
             recon_x, mu, logvar = model(batch)
-            loss, recon, kl = objective(recon_x, batch, mu, logvar, beta=2 * SIGMA**2)
+            loss, _recon, _kl = objective(recon_x, batch, mu, logvar, beta=2 * SIGMA**2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums += torch.stack([recon.detach(), kl.detach()]) * len(batch) / len(data)
-        milliseconds = 1e3 * (time.perf_counter() - started)
-        recon_mean, kl_mean = sums.tolist()
-        print(
-            f"epoch {epoch:3}: squared error {recon_mean:6.3f}, KL {kl_mean:6.3f} nats, "
-            f"{milliseconds:5.1f} ms"
-        )
+            losses.append(loss.detach())
+    return [loss.item() for loss in losses]
 
 
 if __name__ == "__main__":
-    main()
+    main(train)

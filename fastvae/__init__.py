@@ -8,7 +8,7 @@ loss, recon, kl = vae_loss(decoder(z), x, mu, logvar, beta=2 * sigma**2)
 
 from importlib.metadata import version as _version
 
-from fastvae import nn, random, reference
+from fastvae import nn, random, recipes, reference
 from fastvae.functional import (
     VAELossOutput,
     kl_normal,
@@ -26,6 +26,7 @@ __all__ = [
     "kl_normal",
     "nn",
     "random",
+    "recipes",
     "reconstruction_loss",
     "reference",
     "reparameterize",

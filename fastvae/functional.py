@@ -18,6 +18,7 @@ from typing import Literal, overload
 import torch
 from torch import Generator, Tensor
 
+from fastvae import _vmap  # noqa: F401 (registers its rules)
 from fastvae._ops import ops
 from fastvae.reference import VAELossOutput
 
@@ -37,6 +38,9 @@ _kl_normal = ops.kl_normal.default
 _sample_and_kl = ops.sample_and_kl.default
 _reconstruction_loss = ops.reconstruction_loss.default
 _vae_loss = ops.vae_loss.default
+# In compiled programs the reconstruction is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md has figures).
+_reconstruction_loss_for_compiler = ops.reconstruction_loss_for_compiler.default
+_vae_loss_for_compiler = ops.vae_loss_for_compiler.default
 
 
 def _explain(
@@ -55,6 +59,11 @@ def _explain(
             )
         elif value.is_quantized:
             problem = "must not be quantized; convert it with dequantize first"
+        elif type(value).__name__ == "DTensor":  # by name: importing it starts torch.distributed
+            problem = (
+                'must be a plain tensor, but it is a DTensor; give each rank\'s part, to_local(), with reduction="sum" '
+                "and add the parts' results up"
+            )
         elif value.layout is not torch.strided:
             problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with to_dense first"
         else:
@@ -216,7 +225,9 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        nll: Tensor = _reconstruction_loss(recon_x, x, likelihood, reduction)
+        compiling = torch.compiler.is_compiling() and reduction != "none"
+        op = _reconstruction_loss_for_compiler if compiling else _reconstruction_loss
+        nll: Tensor = op(recon_x, x, likelihood, reduction)
     except Exception as error:
         options = {"likelihood": likelihood, "reduction": reduction}
         _explain("reconstruction_loss", error, {"recon_x": recon_x, "x": x}, options)
@@ -265,7 +276,8 @@ def vae_loss(
             f"fastvae.vae_loss: beta must be a float or a 0-dim tensor, but got {type(beta).__name__}"
         )
     try:
-        loss, recon, kl = _vae_loss(
+        op = _vae_loss_for_compiler if torch.compiler.is_compiling() else _vae_loss
+        loss, recon, kl = op(
             recon_x,
             x,
             mu,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 __all__ = [
     "VAELossOutput",
@@ -29,6 +30,10 @@ class VAELossOutput(NamedTuple):
     loss: Tensor
     recon: Tensor
     kl: Tensor
+
+
+# torch.export.save writes the name of what a program returns, and asks for it here.
+_register_namedtuple(VAELossOutput, serialized_type_name="fastvae.VAELossOutput")
 
 
 def _reduce(value: Tensor, reduction: str) -> Tensor:

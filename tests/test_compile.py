@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import oracle
 import pytest
 import torch
-from accuracy import OUTPUTS, evaluate, varied
+from accuracy import OUTPUTS, UNITS_OF_A_SUM, assert_accurate, evaluate, to_numpy, varied
 from cases import inputs, latents, noise, vae_inputs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -116,6 +119,30 @@ def test_a_training_step_of_a_network(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_model_follows_eager_while_beta_and_the_batch_size_change(backend):
+    """Encoder, sample, decoder and loss; the second batch size compiles dynamic shapes, and that is the last time."""
+    encoder = torch.nn.Linear(30, 12)
+    decoder = torch.nn.Sequential(torch.nn.Linear(6, 30), torch.nn.Sigmoid())
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+
+    def model(x, beta):
+        mu, logvar = encoder(x).chunk(2, dim=1)
+        return vae_loss(decoder(reparameterize(mu, logvar)), x, mu, logvar, beta=beta)
+
+    counter = CompileCounterWithBackend(backend)
+    run = torch.compile(model, backend=counter, fullgraph=True)
+    for step, batch in enumerate((8, 9, 8, 11, 5)):
+        x, beta = noise((batch, 30)), torch.tensor(0.25 * step)
+        results = []
+        for fn in (model, run):
+            torch.manual_seed(step)
+            out = fn(x, beta)
+            results.append((*out, *torch.autograd.grad(out.loss, parameters)))
+        torch.testing.assert_close(results[1], results[0])
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_two_draws_in_one_graph_differ(training, backend):
     """AOTAutograd merges equal calls in training graphs; a draw must not look equal to another."""
@@ -209,6 +236,31 @@ def test_strided_inputs(backend):
     assert got.outputs[1].stride() == want.outputs[1].stride()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_compiled_autograd_over_an_eager_graph(name, options, backend):
+    """A graph that was compiled for one backward pass serves the next, whose saved tensors and gradient are others."""
+    counter = CompileCounterWithBackend(backend)
+    compiler = torch.compile(backend=counter, fullgraph=True)
+    op = getattr(fastvae, name)
+    for seed, factor in ((0, 1.0), (1, -2.5), (2, 1.0)):
+        tensors = inputs(name, (4, 30), seed=seed)
+        tensors.pop("eps", None)  # drawn: the noise is made again in the compiled backward
+        grads = []
+        for enabled in (False, True):
+            leaves = {k: t.clone().requires_grad_() for k, t in tensors.items()}
+            torch.manual_seed(seed)
+            outputs = op(**leaves, **options)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+            weight = torch.tensor(factor)
+            loss = weight * sum(o.sum() * (i + 1) for i, o in enumerate(outputs))
+            with torch._dynamo.compiled_autograd._enable(compiler) if enabled else nullcontext():
+                loss.backward()
+            grads.append([t.grad for t in leaves.values()])
+        torch.testing.assert_close(grads[1], grads[0])
+    assert counter.frame_count == 1
+
+
 # opcheck
 
 
@@ -227,8 +279,12 @@ class Recorder(TorchDispatchMode):
 
 
 def registered_ops() -> set[str]:
+    """Those of the library that have kernels; what is handed to a compiler decomposes before it gets there."""
+    names = torch._C._dispatch_get_all_op_names()
     return {
-        n.split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("fastvae::")
+        n.split(".")[0]
+        for n in names
+        if n.startswith("fastvae::") and not n.endswith("_for_compiler")
     }
 
 
@@ -301,6 +357,69 @@ def test_opcheck_of_every_registered_op(wanting):
             except Exception as error:
                 failures.append(f"{name}{args}: {error}")
     assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.parametrize("wanting", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("beta", [None, torch.tensor(0.3)], ids=str)
+def test_opcheck_of_what_is_handed_to_a_compiler(beta, wanting):
+    for dtype, reductions in ((torch.float32, ("mean", "sum")), (torch.bfloat16, ("sample", None))):
+        recon_x, x, mu, logvar = clone(tuple(vae_inputs((3, 5), dtype).values()), wanting)
+        ops = torch.ops.fastvae
+        options = ("gaussian", reductions[0])
+        torch.library.opcheck(ops.reconstruction_loss_for_compiler.default, (recon_x, x, *options))
+        args = (recon_x, x, mu, logvar, 0.7, beta, *options, reductions[1])
+        torch.library.opcheck(ops.vae_loss_for_compiler.default, args)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_hold_in_compiled_programs(backend):
+    """The KL near the prior, 16-bit sums, the error of a long sum, and NaN; `check` is the policy of all tests."""
+
+    def recon(recon_x, x, reduction):
+        return reconstruction_loss(recon_x, x, reduction=reduction)
+
+    def loss(recon_x, x, mu, logvar):
+        return vae_loss(recon_x, x, mu, logvar, beta=0.3)
+
+    long = inputs("reconstruction_loss", (3, 400_000))
+    run = compiled(recon, backend)
+    for reduction in ("sum", "mean", "sample"):
+        got, plain = (
+            evaluate(fn, long, reduction=reduction)
+            for fn in (run, fastvae.reference.reconstruction_loss)
+        )
+        want = oracle.reconstruction_loss(
+            **{k: to_numpy(t) for k, t in long.items()},
+            upstream=[to_numpy(varied(plain.outputs[0].shape, torch.float32))],
+            reduction=reduction,
+        )
+        assert_accurate(
+            got.outputs[0], want[0][0], plain.outputs[0], units=UNITS_OF_A_SUM, what=reduction
+        )
+        for k in long:
+            assert_accurate(got.grads[k], want[1][k], plain.grads[k], what=f"gradient of {k}")
+    tensors = vae_inputs((4, 30))
+    tensors |= {"mu": torch.zeros(4, 5), "logvar": torch.full((4, 5), 1e-4)}
+    kl = compiled(loss, backend)(**tensors).kl.item()
+    assert kl == pytest.approx(5 * 0.5 * (math.expm1(1e-4) - 1e-4), rel=1e-6)
+    halves = {k: t.half() * (300 if "x" in k else 1) for k, t in tensors.items()}
+    torch.testing.assert_close(compiled(loss, backend)(**halves), loss(**halves))
+    assert compiled(loss, backend)(**halves).recon > 65504
+    tensors["recon_x"][2, 3] = torch.nan
+    broken = evaluate(compiled(loss, backend), tensors)
+    assert broken.outputs[0].isnan() and broken.grads["recon_x"][2, 3].isnan()
+    assert broken.grads["recon_x"].isnan().sum() == 1
+
+
+def test_compiled_programs_check_their_input():
+    """What is handed to the compiler would broadcast."""
+    x = torch.zeros(4, 6)
+    for fn, args in (
+        (lambda a, b: reconstruction_loss(a, b), (x, x[:1])),
+        (lambda a, b: vae_loss(a, a, b, b).loss, (x, x[:2])),
+    ):
+        with pytest.raises(Exception, match=r"(same shape|same batch size)"):
+            compiled(fn)(*args)
 
 
 def test_inner_ops_are_not_differentiated_in_silence():

@@ -40,8 +40,15 @@ cudaError_t reconstruction(const ReconstructionArgs& args, int64_t numel, const 
 cudaError_t objective(const ReconstructionArgs& recon_args, int64_t recon_numel, const Sums& recon,
                       const LatentArgs& kl_args, int64_t kl_numel, const Sums& kl, const Combination& combination,
                       const Launch& launch) {
-  if (recon_args.recon_x.data == nullptr) return latent(kl_args, kl_numel, kl, launch);  // only their gradients
-  if (kl_args.logvar.data == nullptr) return reconstruction(recon_args, recon_numel, recon, launch);
+  if (combination.loss == nullptr) {  // gradients, perhaps of one part alone
+    if (recon_numel == 0) return latent(kl_args, kl_numel, kl, launch);
+    if (kl_numel == 0) return reconstruction(recon_args, recon_numel, recon, launch);
+  }
+  if (recon_args.float64 != kl_args.float64) {  // a kernel has one arithmetic
+    if (const cudaError_t error = reconstruction(recon_args, recon_numel, recon, launch)) return error;
+    if (const cudaError_t error = latent(kl_args, kl_numel, kl, launch)) return error;
+    return combination.loss == nullptr ? cudaSuccess : finish({}, {recon}, {}, {kl}, combination, launch);
+  }
   return objective(recon_args, recon_numel, recon, {&kl_args, kl_numel, kl, combination}, launch);
 }
 

@@ -14,31 +14,29 @@ struct FinishParams {
   bool by_warp = false;
 };
 
-// The sum of a result's partial sums; in the first thread of the group.
-FASTVAE_DEVICE double sum_of_partials(const Work& work, const Target& target, int64_t result, bool by_warp) {
+// A result: the sum of its partial sums, written to its place, or what is there already if there are none. In the first
+// thread of the group.
+FASTVAE_DEVICE double result_of(const Work& work, const Target& target, int64_t result, bool by_warp) {
+  const int size = by_warp ? kWarp : kThreads, lane = threadIdx.x % size;
+  const Sums& sums = target.sums;
+  if (target.partials == nullptr) {
+    if (sums.data == nullptr || lane != 0) return 0;
+    return sums.float64 ? static_cast<const double*>(sums.data)[result] : static_cast<const float*>(sums.data)[result];
+  }
   const int64_t count = work.chunks == 0 ? work.items : work.chunks;
-  const int size = by_warp ? kWarp : kThreads;
   double sum = 0;
-  FASTVAE_UNROLL
-  for (int64_t i = threadIdx.x % size; i < count; i += size) sum += target.partials[result * count + i];
-  return group_sum(sum, by_warp);
+  for (int64_t i = lane; i < count; i += size) sum += target.partials[result * count + i];
+  sum = group_sum(sum, by_warp);
+  return lane == 0 ? put(sums, result, sum) : 0;
 }
 
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ FinishParams p) {
   const int size = p.by_warp ? kWarp : kThreads, per_block = kThreads / size;
   for (int64_t result = int64_t(blockIdx.x) * per_block + threadIdx.x / size; result < p.results;
        result += int64_t(gridDim.x) * per_block) {
-    double recon = 0, kl = 0;
-    const bool first = threadIdx.x % size == 0;
-    if (p.recon_target.partials != nullptr) {
-      recon = sum_of_partials(p.recon, p.recon_target, result, p.by_warp);
-      if (first) recon = put(p.recon_target.sums, result, recon);
-    }
-    if (p.kl_target.partials != nullptr) {
-      kl = sum_of_partials(p.kl, p.kl_target, result, p.by_warp);
-      if (first) kl = put(p.kl_target.sums, result, kl);
-    }
-    if (first && p.combination.loss != nullptr) combine(p.combination, result, recon, kl);
+    const double recon = result_of(p.recon, p.recon_target, result, p.by_warp);
+    const double kl = result_of(p.kl, p.kl_target, result, p.by_warp);
+    if (threadIdx.x % size == 0 && p.combination.loss != nullptr) combine(p.combination, result, recon, kl);
   }
 }
 
@@ -77,8 +75,7 @@ int64_t partials(int64_t recon_numel, const Sums& recon, int64_t kl_numel, const
 cudaError_t finish(const Work& recon_work, const Target& recon, const Work& kl_work, const Target& kl,
                    const Combination& combination, const Launch& launch) {
   FinishParams params{recon_work, kl_work, recon, kl, combination};
-  const bool has_recon = recon.partials != nullptr;
-  params.results = (has_recon ? recon : kl).sums.count;
+  params.results = (recon.sums.data != nullptr ? recon : kl).sums.count;
   if (params.results == 0) return cudaSuccess;
   params.by_warp = params.results > 1;
   const int64_t blocks = params.by_warp ? ceil_div(params.results, kThreads / kWarp) : 1;

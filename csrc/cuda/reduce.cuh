@@ -166,7 +166,7 @@ inline Target target_of(const Work& work, const Sums& sums, double* partials) {
   return {sums, sums.data == nullptr || work.is_whole() ? nullptr : partials};
 }
 
-// Adds up partial sums, those of one result lying together.
+// Adds up partial sums, those of one result lying together, and combines the results.
 cudaError_t finish(const Work& recon_work, const Target& recon, const Work& kl_work, const Target& kl,
                    const Combination&, const Launch&);
 

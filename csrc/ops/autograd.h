@@ -8,6 +8,7 @@
 //     // may be undefined): by the fused kernels, and in aten ops for second derivatives.
 //     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
 //     variable_list differentiable_backward(... the same ...) const;
+//     auto options() const;  // std::tie of what else decides the backward pass
 //   };
 //
 // It is a hand-written node, not torch::autograd::Function, since torch.func refuses that one.
@@ -23,11 +24,13 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <tuple>
 
 #include "device.h"
 
@@ -67,6 +70,16 @@ auto find_op(const char* name) {
 // Whether a call is being traced or wrapped (torch.compile, torch.func, a tensor subclass) rather than run.
 inline bool is_traced(const Tensor& t) { return at::isTensorSubclassLike(t); }
 
+// Whether a transform of torch.func (or a batched backward) has to see the ops that run: they must then be aten's.
+inline bool is_batched(const Tensor& t) {
+  return t.defined() &&
+         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
+}
+inline bool has_tangent(const Tensor& t) { return torch::autograd::isFwGradDefined(t); }
+inline bool is_transformed(const Tensor& t) {
+  return t.defined() && (t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || has_tangent(t));
+}
+
 // A number for a random op's `draw` argument: AOTAutograd merges equal calls, random ones too, so each traced one must
 // differ.
 inline int64_t next_draw(const Tensor& t) {
@@ -81,10 +94,11 @@ void scale_gradients(variable_list& gradients, const Tensor& g);
 
 // Whether gradients may be made in the forward pass and kept for the backward pass. float16 ones would underflow before
 // the loss scale reaches them; with hooks on saved tensors (checkpointing, offloading) nothing may be kept beside the
-// inputs.
+// inputs; torch.func differentiates the backward pass always, and so would never use them.
 inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
   for (const Tensor& t : of) {
     if (t.defined() && t.requires_grad() && t.scalar_type() == at::kHalf) return false;
+    if (is_transformed(t)) return false;
   }
   return !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
@@ -106,6 +120,24 @@ class FusedBackward final : public torch::autograd::Node {
     kept.clear();
   }
 
+  // Compiled autograd: what its graph depends on, and the backward pass run on stand-ins for the saved tensors, which
+  // its tracer records. It recomputes: a graph is used again where nothing was kept.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(name());
+    std::apply([&](const auto&... option) { (args.collect(option), ...); }, op.options());
+    for (const auto& variable : saved) args.collect(variable, /*is_output=*/false);
+  }
+  variable_list apply_with_saved(const variable_list& g, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      kept.clear();
+    }
+    for (auto& variable : saved) swap.before(variable);
+    variable_list gradients = apply(variable_list(g));
+    for (auto& variable : saved) swap.after(variable);
+    return gradients;
+  }
+
  protected:
   variable_list apply(variable_list&& g) override {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -115,7 +147,8 @@ class FusedBackward final : public torch::autograd::Node {
     Wants<Op::kInputs> wants;
     for (int i = 0; i < Op::kInputs; ++i) wants[i] = task_should_compute_output(i);
 
-    const bool differentiable = at::GradMode::is_enabled();
+    const auto needs_aten = [](const Tensor& t) { return is_batched(t) || has_tangent(t); };
+    const bool differentiable = at::GradMode::is_enabled() || std::any_of(g.begin(), g.end(), needs_aten);
     if (!kept.empty() && !differentiable && g[0].defined() && std::none_of(g.begin() + 1, g.end(), is_defined)) {
       // The first such backward takes the gradients with it, so that a later one cannot scale them again: that
       // recomputes.
@@ -129,7 +162,9 @@ class FusedBackward final : public torch::autograd::Node {
     }
     std::array<Tensor, Op::kSaved> tensors;
     for (int i = 0; i < Op::kSaved; ++i) tensors[i] = saved[i].unpack(this_node());
-    if (differentiable) return op.differentiable_backward(g, tensors, wants);
+    if (differentiable || std::any_of(tensors.begin(), tensors.end(), needs_aten)) {
+      return op.differentiable_backward(g, tensors, wants);
+    }
     at::AutoDispatchBelowADInplaceOrView below;
     return op.backward(g, tensors, wants);
   }
@@ -178,12 +213,43 @@ Wants<N> wanted(const std::array<Tensor, N>& inputs) {
   return wants;
 }
 
-inline void check_no_forward_ad(const char* op, at::ArrayRef<Tensor> tensors) {
-  for (const Tensor& t : tensors) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !torch::autograd::isFwGradDefined(t), op,
-        ": forward-mode automatic differentiation is not implemented; use reverse mode (backward, torch.func.vjp)");
+// ---- Forward mode: a result's tangent is the sum of its inputs' tangents times its derivatives, which
+// differentiable_backward gives.
+
+// The tangents of the inputs, undefined where there is none.
+template <size_t N>
+std::array<Tensor, N> tangents_of(const std::array<Tensor, N>& inputs) {
+  std::array<Tensor, N> tangents;
+  for (size_t i = 0; i < N; ++i) {
+    if (has_tangent(inputs[i])) tangents[i] = inputs[i]._fw_grad(/*level=*/0);
   }
+  return tangents;
+}
+
+template <size_t N>
+Wants<N> defined(const std::array<Tensor, N>& tensors) {
+  Wants<N> are;
+  for (size_t i = 0; i < N; ++i) are[i] = tensors[i].defined();
+  return are;
+}
+
+// The primal value of an input, widened so that no derivative is rounded to 16 bits.
+inline Tensor wide_primal(const Tensor& t) { return t.defined() ? widened(t._fw_primal(/*level=*/0)) : t; }
+
+// The sum of derivative times tangent over the inputs that have one; undefined if none has.
+template <size_t N>
+Tensor along(const variable_list& derivatives, const std::array<Tensor, N>& tangents) {
+  Tensor sum;
+  for (size_t i = 0; i < N; ++i) {
+    if (!tangents[i].defined()) continue;
+    const Tensor term = derivatives[i] * widened(tangents[i]);
+    sum = sum.defined() ? sum + term : term;
+  }
+  return sum;
+}
+
+inline void set_tangent(const Tensor& result, const Tensor& tangent) {
+  if (tangent.defined()) result._set_fw_grad(tangent.to(result.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
 }
 
 // Puts a list that holds the wanted gradients only back into one place for each input.

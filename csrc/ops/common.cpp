@@ -174,6 +174,16 @@ Tensor spread(const Tensor& g, Reduction r, const Tensor& like) {
   return r == Reduction::sum ? g : at::div(g, at::Scalar(divisor(r, like)));
 }
 
+Tensor reduced(const Tensor& value, Reduction r) {
+  if (!value.defined() || r == Reduction::none) return value;
+  if (r == Reduction::sample) {
+    std::vector<int64_t> event;
+    for (int64_t d = 1; d < value.dim(); ++d) event.push_back(d);
+    return event.empty() ? value : value.sum(event);
+  }
+  return r == Reduction::sum ? value.sum() : at::div(value.sum(), at::Scalar(divisor(r, value)));
+}
+
 Tensor widened(const Tensor& t) { return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat); }
 
 std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch) {

@@ -51,6 +51,8 @@ at::ScalarType result_type(const Tensor& like);
 Tensor empty_result(Reduction r, const Tensor& like);
 // g, the gradient of a reduced result, as a factor of the elements' gradients (differentiably).
 Tensor spread(const Tensor& g, Reduction r, const Tensor& like);
+// The elements reduced (differentiably); `value` may be undefined.
+Tensor reduced(const Tensor& value, Reduction r);
 // 16-bit tensors as float32, others as they are (differentiably).
 Tensor widened(const Tensor& t);
 

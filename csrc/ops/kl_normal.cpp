@@ -43,6 +43,7 @@ struct KlNormal {
   static constexpr const char* kName = "FastvaeKlNormalBackward";
   static constexpr int kInputs = 4, kSaved = 4;
   std::string reduction;
+  auto options() const { return std::tie(reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 4>& saved, const Wants<4>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_kl_normal_gradients");
@@ -60,7 +61,6 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu
   static const auto value_op = find_op<decltype(kl_normal)>("fastvae::kl_normal");
   static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_kl_normal_with_gradients");
   const std::array<Tensor, 4> inputs{mu, logvar, or_undefined(mu_p), or_undefined(logvar_p)};
-  check_no_forward_ad(kOp, inputs);
   const bool differentiate = torch::autograd::compute_requires_grad(mu, logvar, mu_p, logvar_p);
   Tensor value;
   variable_list kept;
@@ -78,6 +78,7 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu
   if (differentiate) {
     torch::autograd::set_history(value, record(KlNormal{std::string(reduction)}, inputs, inputs, std::move(kept)));
   }
+  set_tangent(value, kl_tangent(inputs, parse_reduction(kOp, reduction, "reduction", true)));
   return value;
 }
 

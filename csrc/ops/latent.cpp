@@ -5,6 +5,7 @@
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/sub.h>
 
 namespace fastvae {
@@ -90,6 +91,16 @@ variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, cons
           finish(wants[3], wants[3] ? -(half_expm1 + 0.5 * delta * pull) : pull)};
 }
 
+Tensor kl_tangent(const std::array<Tensor, 4>& inputs, Reduction reduction) {
+  const auto tangents = tangents_of(inputs);
+  const Wants<4> given = defined(tangents);
+  if (given == Wants<4>{}) return {};
+  const Tensor mu = wide_primal(inputs[0]);
+  const auto d = kl_differentiable_backward(at::ones({}, mu.options()), mu, wide_primal(inputs[1]),
+                                            wide_primal(inputs[2]), wide_primal(inputs[3]), Reduction::none, given);
+  return reduced(along(d, tangents), reduction);
+}
+
 variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
                                              const Tensor& state, Wants<3> wants) {
   variable_list g(3);
@@ -100,6 +111,16 @@ variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& log
                .to(logvar.scalar_type());
   if (wants[2]) g[2] = scaled.to(eps.scalar_type());
   return g;
+}
+
+Tensor sample_tangent(const std::array<Tensor, 3>& inputs) {
+  const auto tangents = tangents_of(inputs);
+  const Wants<3> given = defined(tangents);
+  if (given == Wants<3>{}) return {};
+  const Tensor logvar = wide_primal(inputs[1]);
+  const auto d =
+      sample_differentiable_backward(at::ones({}, logvar.options()), logvar, wide_primal(inputs[2]), {}, given);
+  return along(d, tangents);
 }
 
 }  // namespace fastvae

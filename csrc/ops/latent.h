@@ -48,8 +48,14 @@ Tensor noise_of(const Tensor& like, const Tensor& state);
 // Gradients of the KL divergence in aten ops, for second derivatives; mu_p and logvar_p may be undefined.
 variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, const Tensor& logvar, const Tensor& mu_p,
                                          const Tensor& logvar_p, Reduction reduction, Wants<4> wants);
+// Its tangent, undefined if no input has one.
+Tensor kl_tangent(const std::array<Tensor, 4>& inputs, Reduction reduction);
 // Gradients of mu, logvar and eps through the sample.
 variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
                                              const Tensor& state, Wants<3> wants);
+Tensor sample_tangent(const std::array<Tensor, 3>& inputs);
+// Noise as a tensor of its own, where the op cannot draw for itself: vmap, which may lie outside of what
+// differentiates, knows how to draw this.
+Tensor noise_for_transform(const Tensor& like, const std::optional<at::Generator>& generator);
 
 }  // namespace fastvae

@@ -15,6 +15,13 @@ inline Likelihood parse_likelihood(const char* op, c10::string_view name) {
   TORCH_CHECK_VALUE(false, op, ": likelihood must be \"mse\" or \"gaussian\", but got \"", name, "\"");
 }
 
+// The value, for a compiler (reconstruction_loss.cpp).
+inline Tensor differentiable_value(Likelihood likelihood, const Tensor& recon_x, const Tensor& x) {
+  const Tensor difference = widened(recon_x) - widened(x);
+  const Tensor square = difference * difference;
+  return likelihood == Likelihood::mse ? square : 0.5 * square;
+}
+
 // d(value) / d(recon_x); for these likelihoods d(value) / d(x) is its negative.
 inline Tensor differentiable_d_recon_x(Likelihood likelihood, const Tensor& recon_x, const Tensor& x) {
   const Tensor difference = widened(recon_x) - widened(x);

@@ -86,6 +86,11 @@ Tensor noise_of(const Tensor& like, const Tensor& state) {
   return op.call(like, state);
 }
 
+Tensor noise_for_transform(const Tensor& like, const std::optional<at::Generator>& generator) {
+  static const auto op = find_op<decltype(normal_like)>("fastvae::_normal_like");
+  return op.call(like, generator, 0);
+}
+
 void scale_gradients(variable_list& gradients, const Tensor& g) {
   if (is_traced(g) || g.is_neg() || g._is_zerotensor()) {
     // Out of place, for a tracer to see (or since g has no data as it is); in the arithmetic of the kernel.

@@ -3,6 +3,8 @@
 // others recompute them in the backward pass.
 #include "reconstruction_loss.h"
 
+#include <ATen/ops/ones.h>
+
 namespace fastvae {
 
 void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x) {
@@ -53,6 +55,22 @@ variable_list reconstruction_differentiable_backward(const Tensor& g, const Tens
   return {wants[0] ? d.to(recon_x.scalar_type()) : Tensor(), wants[1] ? (-d).to(x.scalar_type()) : Tensor()};
 }
 
+// In aten ops, which Inductor fuses with the decoder's last layer and its backward pass: an opaque op reads recon_x and
+// writes its gradient through memory once more. The KL divergence stays an op of ours, for its digits near the prior.
+Tensor reconstruction_for_compiler(const Tensor& recon_x, const Tensor& x, Likelihood likelihood, Reduction reduction) {
+  return reduced(differentiable_value(likelihood, recon_x, x), reduction);
+}
+
+Tensor reconstruction_tangent(const std::array<Tensor, 2>& inputs, Likelihood likelihood, Reduction reduction) {
+  const auto tangents = tangents_of(inputs);
+  const Wants<2> given = defined(tangents);
+  if (given == Wants<2>{}) return {};
+  const Tensor recon_x = wide_primal(inputs[0]);
+  const auto d = reconstruction_differentiable_backward(at::ones({}, recon_x.options()), recon_x,
+                                                        wide_primal(inputs[1]), likelihood, Reduction::none, given);
+  return reduced(along(d, tangents), reduction);
+}
+
 namespace {
 
 constexpr const char* kOp = "fastvae.reconstruction_loss";
@@ -72,6 +90,12 @@ Tensor reconstruction_loss(const Tensor& recon_x, const Tensor& x, c10::string_v
   const Choice choice = choose(likelihood, reduction);
   check_reconstruction(kOp, recon_x, x);
   return reconstruction_pass({recon_x, x, choice.likelihood, choice.reduction, true}).value;
+}
+
+Tensor for_compiler(const Tensor& recon_x, const Tensor& x, c10::string_view likelihood, c10::string_view reduction) {
+  const Choice choice = choose(likelihood, reduction);
+  check_reconstruction(kOp, recon_x, x);
+  return reconstruction_for_compiler(recon_x, x, choice.likelihood, choice.reduction);
 }
 
 std::tuple<Tensor, std::vector<Tensor>> with_gradients(const Tensor& recon_x, const Tensor& x,
@@ -96,6 +120,7 @@ struct ReconstructionLoss {
   static constexpr const char* kName = "FastvaeReconstructionLossBackward";
   static constexpr int kInputs = 2, kSaved = 2;
   std::string likelihood, reduction;
+  auto options() const { return std::tie(likelihood, reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 2>& saved, const Wants<2>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_reconstruction_loss_gradients");
@@ -112,7 +137,6 @@ Tensor autograd(const Tensor& recon_x, const Tensor& x, c10::string_view likelih
   static const auto value_op = find_op<decltype(reconstruction_loss)>("fastvae::reconstruction_loss");
   static const auto with_gradients_op =
       find_op<decltype(with_gradients)>("fastvae::_reconstruction_loss_with_gradients");
-  check_no_forward_ad(kOp, {recon_x, x});
   const bool differentiate = torch::autograd::compute_requires_grad(recon_x, x);
   Tensor value;
   variable_list kept;
@@ -131,6 +155,8 @@ Tensor autograd(const Tensor& recon_x, const Tensor& x, c10::string_view likelih
     const ReconstructionLoss op{std::string(likelihood), std::string(reduction)};
     torch::autograd::set_history(value, record(op, {recon_x, x}, {recon_x, x}, std::move(kept)));
   }
+  const Choice choice = choose(likelihood, reduction);
+  set_tangent(value, reconstruction_tangent({recon_x, x}, choice.likelihood, choice.reduction));
   return value;
 }
 
@@ -147,6 +173,8 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "_reconstruction_loss_gradients(Tensor g, Tensor recon_x, Tensor x, str likelihood, str reduction, bool[2] "
       "wants) -> Tensor[]",
       kPure);
+  m.def("reconstruction_loss_for_compiler(Tensor recon_x, Tensor x, str likelihood, str reduction) -> Tensor",
+        for_compiler, kPure);
   implement(m, "reconstruction_loss", reconstruction_loss);
   implement_inner(m, "_reconstruction_loss_with_gradients", with_gradients);
   implement_inner(m, "_reconstruction_loss_gradients", gradients);

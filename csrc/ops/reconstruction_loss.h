@@ -37,4 +37,9 @@ ReconstructionResult reconstruction_pass(const ReconstructionCall& call);
 variable_list reconstruction_differentiable_backward(const Tensor& g, const Tensor& recon_x, const Tensor& x,
                                                      Likelihood likelihood, Reduction reduction, Wants<2> wants);
 
+// What compiled programs get: see reconstruction_loss.cpp.
+Tensor reconstruction_for_compiler(const Tensor& recon_x, const Tensor& x, Likelihood likelihood, Reduction reduction);
+// Its tangent, undefined if no input has one.
+Tensor reconstruction_tangent(const std::array<Tensor, 2>& inputs, Likelihood likelihood, Reduction reduction);
+
 }  // namespace fastvae

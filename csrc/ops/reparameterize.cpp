@@ -52,6 +52,7 @@ std::vector<Tensor> gradients(const Tensor& dz, const Tensor& logvar, const Opti
 struct Reparameterize {
   static constexpr const char* kName = "FastvaeReparameterizeBackward";
   static constexpr int kInputs = 3, kSaved = 3;  // mu, logvar, eps; logvar, eps, state
+  std::tuple<> options() const { return {}; }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 3>& saved, const Wants<3>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_reparameterize_gradients");
@@ -76,7 +77,9 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& ep
   static const auto value_op = find_op<decltype(reparameterize)>("fastvae::reparameterize");
   static const auto draw_op = find_op<decltype(draw_and_sample)>("fastvae::_reparameterize_draw");
   const std::array<Tensor, 3> inputs{mu, logvar, or_undefined(eps)};
-  check_no_forward_ad(kOp, inputs);
+  if (!eps.has_value() && (is_transformed(mu) || is_transformed(logvar))) {
+    return autograd(mu, logvar, noise_for_transform(mu, generator), std::nullopt);
+  }
   const bool differentiate = torch::autograd::compute_requires_grad(mu, logvar, eps);
   Tensor z, state;
   {
@@ -88,6 +91,7 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& ep
     }
   }
   if (differentiate) torch::autograd::set_history(z, record(Reparameterize{}, inputs, {logvar, inputs[2], state}));
+  set_tangent(z, sample_tangent(inputs));
   return z;
 }
 

@@ -57,6 +57,7 @@ struct SampleAndKl {
   static constexpr const char* kName = "FastvaeSampleAndKlBackward";
   static constexpr int kInputs = 5, kSaved = 6;  // mu, logvar, mu_p, logvar_p, eps; and the state
   std::string reduction;
+  auto options() const { return std::tie(reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 6>& saved, const Wants<5>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_sample_and_kl_gradients");
@@ -103,7 +104,10 @@ std::tuple<Tensor, Tensor> autograd(const Tensor& mu, const Tensor& logvar, cons
   static const auto value_op = find_op<decltype(sample_and_kl)>("fastvae::sample_and_kl");
   static const auto draw_op = find_op<decltype(draw_and_sample)>("fastvae::_sample_and_kl_draw");
   const std::array<Tensor, 5> inputs{mu, logvar, or_undefined(mu_p), or_undefined(logvar_p), or_undefined(eps)};
-  check_no_forward_ad(kOp, inputs);
+  if (!eps.has_value() && std::any_of(inputs.begin(), inputs.end(), is_transformed)) {
+    check_noise(kOp, mu, std::nullopt, generator);
+    return autograd(mu, logvar, mu_p, logvar_p, reduction, noise_for_transform(mu, generator), std::nullopt);
+  }
   const bool differentiate = torch::autograd::compute_requires_grad(mu, logvar, mu_p, logvar_p, eps);
   Tensor z, kl, state;
   {
@@ -120,6 +124,8 @@ std::tuple<Tensor, Tensor> autograd(const Tensor& mu, const Tensor& logvar, cons
     torch::autograd::set_history(z, node);
     torch::autograd::set_history(kl, node);
   }
+  set_tangent(z, sample_tangent({mu, logvar, inputs[4]}));
+  set_tangent(kl, kl_tangent({mu, logvar, inputs[2], inputs[3]}, parse_reduction(kOp, reduction, "reduction", false)));
   return {z, kl};
 }
 

@@ -47,6 +47,11 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
   check_same_device(kOp, "beta", *beta, "mu", mu);
 }
 
+void check_beta(const OptionalTensor& beta) {
+  TORCH_CHECK_VALUE(!beta.has_value() || !beta->requires_grad(), kOp,
+                    ": beta must not require a gradient, as none is computed for it; give beta.detach()");
+}
+
 // ---- On the devices, and Meta.
 
 LatentCall latents(const Tensor& mu, const Tensor& logvar, Reduction reduction, const std::array<bool, 4>& wants) {
@@ -91,6 +96,22 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss(const Tensor& recon_x, const Tensor&
   return {loss, recon, kl};
 }
 
+std::tuple<Tensor, Tensor, Tensor> for_compiler(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
+                                                const Tensor& logvar, double beta, const OptionalTensor& beta_tensor,
+                                                c10::string_view likelihood, c10::string_view reduction,
+                                                std::optional<c10::string_view> kl_reduction) {
+  using KlNormal = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view);
+  static const auto kl_normal = find_op<KlNormal>("fastvae::kl_normal");
+  const Choice c = choose(likelihood, reduction, kl_reduction);
+  check(recon_x, x, mu, logvar, beta_tensor);
+  check_beta(beta_tensor);
+  const Tensor recon = reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction);
+  const Tensor kl = kl_normal.call(mu, logvar, std::nullopt, std::nullopt, kl_reduction.value_or(reduction));
+  const Tensor wide_kl = kl.to(at::kDouble);
+  const Tensor loss = recon.to(at::kDouble) + (beta_tensor.has_value() ? wide_kl * *beta_tensor : wide_kl * beta);
+  return {loss.to(recon.scalar_type() == at::kDouble ? at::kDouble : kl.scalar_type()), recon, kl};
+}
+
 // Gradients of recon_x, x, mu and logvar, from those of loss, recon and kl, some of which may be absent.
 std::vector<Tensor> gradients(const OptionalTensor& g_loss, const OptionalTensor& g_recon, const OptionalTensor& g_kl,
                               const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tensor& logvar,
@@ -129,6 +150,7 @@ struct VaeLoss {
   static constexpr int kInputs = 4, kSaved = 5;  // recon_x, x, mu, logvar; and beta, if a tensor
   double beta;
   std::string likelihood, reduction, kl_reduction;
+  auto options() const { return std::tie(beta, likelihood, reduction, kl_reduction); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 5>& saved, const Wants<4>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_vae_loss_gradients");
@@ -171,9 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
   static const auto value_op = find_op<decltype(vae_loss)>("fastvae::vae_loss");
   static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_vae_loss_with_gradients");
   const std::array<Tensor, 4> inputs{recon_x, x, mu, logvar};
-  check_no_forward_ad(kOp, inputs);
-  TORCH_CHECK_VALUE(!beta_tensor.has_value() || !beta_tensor->requires_grad(), kOp,
-                    ": beta must not require a gradient, as none is computed for it; give beta.detach()");
+  check_beta(beta_tensor);
   const bool differentiate = torch::autograd::compute_requires_grad(recon_x, x, mu, logvar);
   Tensor loss, recon, kl;
   variable_list kept;
@@ -199,6 +219,17 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
     torch::autograd::set_history(recon, node);
     torch::autograd::set_history(kl, node);
   }
+  const Choice c = choose(likelihood, reduction, kl_reduction);
+  const Tensor d_recon = reconstruction_tangent({recon_x, x}, c.likelihood, c.reduction);
+  const Tensor d_kl = kl_tangent({mu, logvar, {}, {}}, c.kl_reduction);
+  set_tangent(recon, d_recon);
+  set_tangent(kl, d_kl);
+  if (d_kl.defined()) {
+    const Tensor weighted = beta_tensor.has_value() ? d_kl * *beta_tensor : d_kl * beta;
+    set_tangent(loss, d_recon.defined() ? d_recon + weighted : weighted);
+  } else {
+    set_tangent(loss, d_recon);
+  }
   return {loss, recon, kl};
 }
 
@@ -220,6 +251,10 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "logvar, float beta, "
       "Tensor? beta_tensor, str likelihood, str reduction, str? kl_reduction, bool[4] wants) -> Tensor[]",
       kPure);
+  m.def(
+      "vae_loss_for_compiler(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, float beta, Tensor? beta_tensor, "
+      "str likelihood, str reduction, str? kl_reduction) -> (Tensor loss, Tensor recon, Tensor kl)",
+      for_compiler, kPure);
   implement(m, "vae_loss", vae_loss);
   implement_inner(m, "_vae_loss_with_gradients", with_gradients);
   implement_inner(m, "_vae_loss_gradients", gradients);

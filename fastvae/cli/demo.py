@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 import fastvae
 from fastvae import VAELossOutput
@@ -37,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
         description=(
             "Train a variational autoencoder with fastvae's objective and write pictures and "
             "metrics.json; train it again with the objective in plain PyTorch and the same noise, "
-            "and check that the curves agree."
+            "and check that the curves agree. Under torchrun (torchrun --nproc-per-node 2 -m fastvae "
+            "demo) the processes share each batch and train as one would."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -110,8 +113,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the exit status is 0, or 1 after a line on stderr that says what is wrong."""
-    start = time.perf_counter()
     config = train.Config(**{item.name: getattr(args, item.name) for item in fields(train.Config)})
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return _run(args, config)
+    # Started by torchrun.
+    if config.device == "cuda":
+        config = replace(config, device=f"cuda:{os.environ['LOCAL_RANK']}")
+    dist.init_process_group("nccl" if config.device.startswith("cuda") else "gloo")
+    try:
+        return _run(args, config)
+    finally:
+        dist.destroy_process_group()
+
+
+def _run(args: argparse.Namespace, config: train.Config) -> int:
+    start = time.perf_counter()
+    rank, processes = train.ranks()
     if "threads" in args:
         torch.set_num_threads(args.threads)
     elif args.data == "digits":
@@ -144,6 +161,9 @@ def run(args: argparse.Namespace) -> int:
     if "no_compare" not in args:
         _, plain = _train("plain PyTorch", config, images, objectives.plain, given_noise=True)
         agreement = train.agreement(ours, plain)
+    if rank > 0:
+        return 0  # every process has the same model and history; the first one tells
+    if plain is not None and processes == 1:
         times = train.step_times(config, images)
     test = train.evaluate(config, model, images.test)
     baseline = train.mean_image_error(images)
@@ -153,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
         "version": fastvae.__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "config": {"data": args.data, **asdict(config), "beta": config.beta},
         "images": {
             "train": len(images.train),
@@ -206,7 +227,8 @@ def _train(
     from tqdm import tqdm
 
     model = train.build_model(config, images.shape)
-    with tqdm(desc=label, total=config.epochs, unit="epoch", disable=None) as bar:
+    hidden = True if train.ranks()[0] > 0 else None  # None: where stderr is no terminal
+    with tqdm(desc=label, total=config.epochs, unit="epoch", disable=hidden) as bar:
 
         def on_epoch(means: VAELossOutput) -> None:
             bar.set_postfix(loss=f"{means.loss:.4f}", refresh=False)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fastvae
 from fastvae import VAELossOutput
@@ -30,6 +32,7 @@ __all__ = [
     "corrupt",
     "evaluate",
     "mean_image_error",
+    "ranks",
     "step_times",
     "train",
 ]
@@ -147,23 +150,75 @@ def epoch_batches(
         yield corrupt(target, config.noise, generators.corruption), target
 
 
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are: 0 and 1 where none were started together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def shard(batch: int) -> slice:
+    """The part of a batch of that many images that this process takes; all of it where there are too few to share."""
+    rank, count = ranks()
+    if batch < count:
+        return slice(0, batch)
+    return slice(batch * rank // count, batch * (rank + 1) // count)
+
+
+class Trained(nn.Module):
+    """A model and its objective as one module, for DistributedDataParallel to see its forward pass."""
+
+    def __init__(self, model: Autoencoder, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(
+        self,
+        inputs: Tensor,
+        target: Tensor,
+        beta: float,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VAELossOutput:
+        return self.objective(self.model, inputs, target, beta=beta, eps=eps, generator=generator)
+
+
 def step(
-    model: Autoencoder,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
-    objective: Objective,
     inputs: Tensor,
     target: Tensor,
     *,
     beta: float,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    weight: float = 1.0,
 ) -> VAELossOutput:
-    """One training step: gradients cleared, forward, backward, Adam's update."""
+    """One training step: gradients cleared, forward, backward, Adam's update. `weight` is the loss's in backward."""
     optimizer.zero_grad()
-    terms = objective(model, inputs, target, beta=beta, eps=eps, generator=generator)
-    terms.loss.backward()
+    terms: VAELossOutput = trained(inputs, target, beta, eps, generator)
+    (terms.loss if weight == 1 else weight * terms.loss).backward()
     optimizer.step()
     return terms
+
+
+def noise_of_step(
+    config: Config, batch: int, part: slice, generator: torch.Generator, like: Tensor
+) -> Tensor:
+    """The noise that fastvae's op would draw for a batch of that many images: of it, the images of `part`."""
+    if ranks()[1] == 1:
+        zeros = like.new_zeros(batch, config.latent_dim)
+        return fastvae.reparameterize(zeros, zeros, generator=generator, return_eps=True)[1]
+    # What the op does on the CPU; each process makes its own part alone.
+    seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator))
+    return fastvae.random.philox_normal(
+        part.stop - part.start,
+        config.latent_dim,
+        seed=seed,
+        start=part.start * config.latent_dim,
+        device=like.device,
+    )
 
 
 def train(
@@ -180,33 +235,44 @@ def train(
     The objective draws the latent noise itself; with `given_noise` it is handed the very numbers
     that fastvae's op would draw at that step, so that another objective sees the same ones.
     `on_epoch` is called with each epoch's means.
+
+    Where several processes were started together, each takes its part of every batch and of the noise that
+    one process would draw for it, so that together they train as one would.
     """
     optimizer = build_optimizer(config, model)
     generators = Generators(config)
+    _, count = ranks()
+    trained: nn.Module = Trained(model, objective)
+    latent = generators.latent
+    if count > 1:
+        trained = DistributedDataParallel(trained)
+        given_noise = True
+        latent = torch.Generator().manual_seed(latent.initial_seed())
     steps, epochs = [], []
     for _ in range(config.epochs):
         terms, sizes = [], []
         for inputs, target in epoch_batches(config, images, generators):
-            eps = None
-            if given_noise:
-                zeros = target.new_zeros(len(target), config.latent_dim)
-                _, eps = fastvae.reparameterize(
-                    zeros, zeros, generator=generators.latent, return_eps=True
-                )
+            batch, part = len(target), shard(len(target))
+            eps = noise_of_step(config, batch, part, latent, target) if given_noise else None
+            # The parts' means, weighed by how many images each is of, are the batch's; their gradients are averaged.
+            share = (part.stop - part.start) / batch if batch >= count else 1 / count
             output = step(
-                model,
+                trained,
                 optimizer,
-                objective,
-                inputs,
-                target,
+                inputs[part],
+                target[part],
                 beta=config.beta,
                 eps=eps,
-                generator=None if given_noise else generators.latent,
+                generator=None if given_noise else latent,
+                weight=share * count,
             )
-            terms.append(torch.stack([term.detach() for term in output]))
-            sizes.append(len(target))
+            terms.append(share * torch.stack([term.detach() for term in output]))
+            sizes.append(batch)
         # Copied to the host once an epoch, not once a step: the loop must not wait for the device.
-        values = torch.stack(terms).double().cpu()
+        values = torch.stack(terms).double()
+        if count > 1:
+            dist.all_reduce(values)
+        values = values.cpu()
         weights = torch.tensor(sizes, dtype=torch.float64)
         steps.append(values)
         epochs.append(weights @ values / weights.sum())
@@ -283,8 +349,9 @@ def step_times(
         model = build_model(config, data.shape)
         optimizer = build_optimizer(config, model)
         generator = Generators(config).latent
+        trained = Trained(model, objective)
         return lambda: step(
-            model, optimizer, objective, inputs, target, beta=config.beta, generator=generator
+            trained, optimizer, inputs, target, beta=config.beta, generator=generator
         )
 
     def synchronize() -> None:
