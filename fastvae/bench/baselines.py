@@ -171,7 +171,7 @@ class Timed:
     """``call(setup())``: the set-up is not timed, and what the call returns is freed outside of what is timed.
 
     `host_clock`: not on torch's CUDA stream, so that its events would not see it.
-    `peak_bytes`: known otherwise than by torch's allocator.
+    `peak_bytes`: known otherwise than from a call of torch's allocator.
     """
 
     call: Callable[[Any], Any]
@@ -263,23 +263,31 @@ class CudaGraph(Torch):
     def timed(self, which: str) -> Timed | None:
         if which == BACKWARD:
             return None  # a graph of its own would need the forward's buffers to stay
-        graph, _ = self.capture(self.forward if which == FORWARD else self.both)
-        return Timed(lambda _: graph.replay())
+        graph, static, peak = self.capture(self.forward if which == FORWARD else self.both)
+
+        def replay(_: Any) -> Any:
+            graph.replay()
+            return static  # which has to stay: the graph writes there
+
+        return Timed(replay, peak_bytes=peak)
 
     def results(self) -> tuple[list[Tensor], list[Tensor]]:
-        graph, (outputs, gradients) = self.capture(self.both)
+        graph, (outputs, gradients), _ = self.capture(self.both)
         graph.replay()
         torch.cuda.synchronize()
         return [t.detach().clone() for t in outputs], [t.clone() for t in gradients]
 
-    def capture(self, call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def capture(self, call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any, int]:
+        """The graph, what it writes, and the bytes that it holds at most, all taken while capturing."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # a capture has to be warmed up away from the default stream
             for _ in range(3):
                 call()
         torch.cuda.current_stream().wait_stream(side)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             static = call()
-        return graph, static
+        return graph, static, torch.cuda.max_memory_allocated() - before

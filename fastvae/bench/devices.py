@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from fastvae.bench.baselines import Timed
 
 COPIES = 21
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 # Or Kineto writes a line to stderr whenever a profile starts or stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -30,7 +31,7 @@ class Device(Protocol):
     def time(self, timed: Timed, cold: bool = False) -> float:
         """Seconds of one call, caches emptied before it if `cold`."""
 
-    def memory_and_launches(self, timed: Timed) -> tuple[int, int | None]:
+    def memory_and_launches(self, timed: Timed) -> tuple[int | None, int | None]:
         """Bytes that one call holds at most beyond what it was given, and the kernels that it launches."""
 
     def free_bytes(self) -> int | None:
@@ -66,8 +67,8 @@ class Cpu:
             self._flush.fill_(1.0)
         return _host_time(timed)
 
-    def memory_and_launches(self, timed: Timed) -> tuple[int, int | None]:
-        if timed.peak_bytes is not None:
+    def memory_and_launches(self, timed: Timed) -> tuple[int | None, int | None]:
+        if timed.host_clock:  # another library's memory
             return timed.peak_bytes, None
         state = timed.setup()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -113,8 +114,9 @@ class Cuda:
     """CUDA events on an idle device, so that what the host takes to launch is in the time, as a user meets it."""
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.set_device(device)
-        self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_device(index)
+        self.torch_device = torch.device("cuda", index)
         self.modes: dict[str, str | None] = {
             "compile": None,
             "compile-reduce-overhead": "reduce-overhead",
@@ -146,8 +148,8 @@ class Cuda:
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds / 1e3
 
-    def memory_and_launches(self, timed: Timed) -> tuple[int, int | None]:
-        if timed.peak_bytes is not None:
+    def memory_and_launches(self, timed: Timed) -> tuple[int | None, int | None]:
+        if timed.host_clock:  # another library's memory and stream
             return timed.peak_bytes, None
         state = timed.setup()
         torch.cuda.synchronize()
@@ -156,6 +158,8 @@ class Cuda:
         result = timed.call(state)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
+        if timed.peak_bytes is not None:
+            peak = timed.peak_bytes
         del result, state
 
         state = timed.setup()
@@ -164,7 +168,7 @@ class Cuda:
             result = timed.call(state)
             torch.cuda.synchronize()
         del result, state
-        return peak, kernels_of(_trace(profiler))
+        return peak, kernels_of(_trace(profiler)) or None  # none where the profiler may not look
 
     def free_bytes(self) -> int | None:
         free, _ = torch.cuda.mem_get_info()
@@ -182,13 +186,15 @@ def of(name: str) -> Device:
         RuntimeError, AssertionError: torch has no such device.
     """
     device = torch.device(name)
+    if device.type not in COPY_BYTES:
+        raise RuntimeError(f"there are benchmarks for {' and '.join(COPY_BYTES)} only")
     torch.zeros(1, device=device)
     return Cuda(device) if device.type == "cuda" else Cpu()
 
 
 def copy_bandwidth(device: Device) -> list[float]:
     """Bytes a second, read and written, of `copy_` between two buffers that no cache holds; one for each copy."""
-    size = 1 << (30 if device.torch_device.type == "cuda" else 28)
+    size = COPY_BYTES[device.torch_device.type]
     if (free := device.free_bytes()) is not None:
         while size > 1 << 20 and size > free // 4:
             size //= 2

@@ -95,43 +95,42 @@ class Jax:
             outputs, pull = pulled(seed, wanted, other)
             return outputs, pull(upstream)
 
-        self.forward_jit = jax.jit(run)
-        self.pulled_jit = jax.jit(pulled)
-        self.backward_jit = jax.jit(lambda pull, upstream: pull(upstream))
-        self.both_jit = jax.jit(both)
+        self.jitted = {
+            "forward": jax.jit(run),
+            "pulled": jax.jit(pulled),
+            "backward": jax.jit(lambda pull, upstream: pull(upstream)),
+            "both": jax.jit(both),
+        }
+        self.compiled: dict[str, Any] = {}
+
+    def executable(self, name: str, *arguments: Any) -> Any:
+        if name not in self.compiled:
+            self.compiled[name] = self.jitted[name].lower(*arguments).compile()
+        return self.compiled[name]
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        return _wait(self.executable(name, *arguments)(*arguments))
 
     def arguments(self) -> tuple[Any, ...]:
         self.seed += 1
         return np.uint32(self.seed), self.wanted, self.other
 
-    def forward(self, arguments: Any) -> Any:
-        return _wait(self.forward_jit(*arguments))
-
-    def both(self, arguments: Any) -> Any:
-        return _wait(self.both_jit(*arguments, self.upstream))
-
-    def pull(self) -> Any:
-        _, pull = _wait(self.pulled_jit(*self.arguments()))
-        return pull
-
-    def backward(self, pull: Any) -> Any:
-        return _wait(self.backward_jit(pull, self.upstream))
-
     def timed(self, which: str) -> Timed | None:
         """Memory is what XLA's compiler plans for results and temporaries."""
-        call: Any
-        setup: Any = self.arguments
-        if which == FORWARD:
-            call, jitted, arguments = self.forward, self.forward_jit, self.arguments()
-        elif which == BACKWARD:
-            call, setup, jitted = self.backward, self.pull, self.backward_jit
-            arguments = (self.pull(), self.upstream)
-        else:
-            call, jitted = self.both, self.both_jit
-            arguments = (*self.arguments(), self.upstream)
-        plan = jitted.lower(*arguments).compile().memory_analysis()
+
+        def setup() -> tuple[Any, ...]:
+            if which == FORWARD:
+                return self.arguments()
+            if which == BACKWARD:
+                return self.call("pulled", *self.arguments())[1], self.upstream
+            return *self.arguments(), self.upstream
+
+        executable = self.executable(which, *setup())
+        plan = executable.memory_analysis()
         peak = plan.output_size_in_bytes + plan.temp_size_in_bytes if plan is not None else None
-        return Timed(call, setup, host_clock=True, peak_bytes=peak)
+        return Timed(
+            lambda state: _wait(executable(*state)), setup, host_clock=True, peak_bytes=peak
+        )
 
     def results(self) -> tuple[list[Tensor], list[Tensor]]:
         def convert(values: Any) -> list[Tensor]:
@@ -139,6 +138,6 @@ class Jax:
             return [torch.from_numpy(a).to(self.torch_device) for a in arrays]
 
         if self.case.op == "noise":
-            return convert(self.forward(self.arguments())), []
-        outputs, gradients = self.both(self.arguments())
+            return convert(self.call("forward", *self.arguments())), []
+        outputs, gradients = self.call("both", *self.arguments(), self.upstream)
         return convert(outputs), convert(gradients)

@@ -149,8 +149,10 @@ class Step:
     def wrong(self) -> str:
         """What is wrong, or "": loss and gradients against the same networks and noise in float64, with `reference` as the objective."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, z, mu, logvar = self.terms(self.x)
-        loss.backward()
+        # Convolutions are TF32 on a GPU unless told otherwise: fine for training, too coarse for this.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            loss, z, mu, logvar = self.terms(self.x)
+            loss.backward()
         got = [loss.detach(), *(p.grad for p in self.parameters)]
         with torch.no_grad():
             eps = (z.double() - mu.double()) * torch.exp(-0.5 * logvar.double())

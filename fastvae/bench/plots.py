@@ -62,7 +62,7 @@ def draw_all(folder: Path, found: Report) -> list[Path]:
     with rc_context(STYLE):
         for name, draw in figures.items():
             if (figure := draw(found)) is not None:
-                figure.text(0, -0.01, caption(found), fontsize=7, va="top")
+                figure.supxlabel(caption(found), x=0.01, ha="left", fontsize=7)
                 paths.append(folder / name)
                 figure.savefig(paths[-1], metadata={"Software": None})
     return paths
@@ -125,7 +125,9 @@ def speedup(found: Report) -> Figure | None:
     names = [n for n in _names(chosen) if n != "fastvae"]
     labels = [f"{any_of(g)['op']}\n{any_of(g)['shape']}" for g in chosen]
     values = {n: [g[n]["speedup"] if n in g else math.nan for g in chosen] for n in names}
-    figure = Figure(figsize=(8, 0.8 + 0.14 * len(chosen) * (len(names) + 1.5)))
+    figure = Figure(
+        figsize=(8, 0.8 + 0.14 * len(chosen) * (len(names) + 1.5)), layout="constrained"
+    )
     axes = figure.subplots()
     _ratio_axis(axes)
     _bars(axes, labels, values, 1.0, lambda v: f"{v:.1f}" if v >= 2 else f"{v:.2f}")
@@ -133,7 +135,7 @@ def speedup(found: Report) -> Figure | None:
     axes.set_title(
         "Time as a multiple of fastvae's (the line at 1 x), forward and backward, float32"
     )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.03), ncols=len(names))
+    figure.legend(loc="outside upper left", ncols=len(names))
     return figure
 
 
@@ -143,11 +145,11 @@ def growth(found: Report) -> Figure | None:
         "growth": ("vae_loss, N growing, M = N / 16", "N, elements of recon_x"),
         "batch": ("vae_loss, the batch growing (784 + 20 each)", "batch"),
     }
-    panels = {s: select(found, suite=s) for s in titles}
+    panels = {s: _by_extent(found, s) for s in titles}
     panels = {s: groups for s, groups in panels.items() if len(groups) > 1}
     if not panels:
         return None
-    figure = Figure(figsize=(4.6 * max(len(panels), 1.4), 4.2))
+    figure = Figure(figsize=(4.6 * max(len(panels), 1.4), 4.2), layout="constrained")
     for axes, (suite, chosen) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -163,7 +165,7 @@ def growth(found: Report) -> Figure | None:
                 label=name,
             )
         if suite == "growth":
-            single = [g["fastvae"] for g in select(found, suite="threads") if "fastvae" in g]
+            single = [g["fastvae"] for g in _by_extent(found, "threads") if "fastvae" in g]
             points = [(_extent(r["shape"], suite), r["median"]) for r in single]
             if points:
                 axes.plot(
@@ -186,8 +188,12 @@ def growth(found: Report) -> Figure | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: seconds(v)))
         axes.grid()
         axes.legend(loc="upper left")
-    figure.tight_layout(w_pad=2)
     return figure
+
+
+def _by_extent(found: Report, suite: str) -> list[dict[str, Any]]:
+    chosen = select(found, suite=suite)
+    return sorted(chosen, key=lambda group: _extent(any_of(group)["shape"], suite))
 
 
 def _extent(shape: str, suite: str) -> int:
@@ -210,14 +216,16 @@ def steps(found: Report) -> Figure | None:
             label += f"\nobjective {shares['eager']:.1%} of eager"
         labels.append(label)
     values = {n: [g[n]["speedup"] if n in g else math.nan for g, _ in chosen] for n in names}
-    figure = Figure(figsize=(7.5, 1.0 + 0.16 * len(chosen) * (len(names) + 1.5)))
+    figure = Figure(
+        figsize=(7.5, 1.0 + 0.16 * len(chosen) * (len(names) + 1.5)), layout="constrained"
+    )
     axes = figure.subplots()
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     _bars(axes, labels, values, 0.0, lambda v: f"{v:.2f}")
     axes.axvline(1, color=COLOURS["fastvae"], linewidth=1.5)
     axes.set_title("A whole training step as a multiple of that with fastvae (the line at 1)")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=len(names))
+    figure.legend(loc="outside upper left", ncols=len(names))
     return figure
 
 
@@ -236,12 +244,14 @@ def memory(found: Report) -> Figure | None:
         n: [g[n]["peak_bytes"] if n in g and g[n]["peak_bytes"] else math.nan for g in chosen]
         for n in names
     }
-    figure = Figure(figsize=(8, 0.8 + 0.14 * len(chosen) * (len(names) + 1.5)))
+    figure = Figure(
+        figsize=(8, 0.8 + 0.14 * len(chosen) * (len(names) + 1.5)), layout="constrained"
+    )
     axes = figure.subplots()
     _bars(axes, labels, values, 0.0, size)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: size(v)))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.set_title("Peak memory beyond the inputs, gradients included, forward and backward")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=4)
+    figure.legend(loc="outside upper left", ncols=len(names))
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import shlex
 import statistics
@@ -38,6 +37,7 @@ BASELINES = (
     "fastvae-compile",
     AGAIN,
 )
+BUSY = 0.5  # the load before a run from which it says so
 SUITES = {
     "ops": "Ops at the sizes of real models",
     "steps": "Training steps",
@@ -106,7 +106,7 @@ def machine(device: Device, result: Result, argv: Sequence[str]) -> dict[str, An
         "fastvae": fastvae.__version__,
         "built_from": build_info()["commit"],
         "jax": _installed("jax"),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": result.load,
         "command": shlex.join(["fastvae", *argv]),
     }
 
@@ -167,6 +167,12 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
+def _span(low: float, high: float) -> str:
+    number, unit = seconds(high).split()
+    scale = {"us": 1e6, "ms": 1e3, "s": 1.0}[unit]
+    return f"{low * scale:.3g} - {number} {unit}"
+
+
 def size(value: float | None) -> str:
     if value is None:
         return ""
@@ -200,10 +206,21 @@ def caption(found: Report) -> str:
     )
 
 
+def busy(found: Report) -> Iterator[str]:
+    """A warning, where the machine did other things than this run."""
+    load = found["machine"]["load"]
+    if load is not None and load > BUSY and not found["machine"]["gpu"]:
+        yield (
+            f"The machine was busy when this began (load {load:.1f}): threads that wait for each other lose most by that; "
+            "believe no figure."
+        )
+
+
 # The terminal -------------------------------------------------------------------------------------
 
 
 def print_tables(console: Any, found: Report) -> None:
+    from rich import box
     from rich.table import Table
 
     about = found["machine"]
@@ -213,9 +230,9 @@ def print_tables(console: Any, found: Report) -> None:
         if not chosen:
             continue
         names = [b for b in BASELINES if any(b in group for group in chosen)]
-        table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("op", "shape", "dtype", "pass", "fastvae", "p20 - p80"):
-            table.add_column(heading, overflow="fold")
+            table.add_column(heading)
         for heading in [f"x {name}" for name in names] + ["least", "of copy", "peak"]:
             table.add_column(heading, justify="right")
         if cuda:
@@ -226,7 +243,7 @@ def print_tables(console: Any, found: Report) -> None:
             cold = ", cold" if row["cache"] == "cold" else ""
             cells = [row["op"], row["shape"], row["dtype"], row["pass"] + cold]
             cells += (
-                [seconds(ours["median"]), f"{seconds(ours['p20'])} - {seconds(ours['p80'])}"]
+                [seconds(ours["median"]), _span(ours["p20"], ours["p80"])]
                 if ours
                 else ["not timed", ""]
             )
@@ -251,14 +268,19 @@ def notes(found: Report) -> Iterator[str]:
         f"of the copy bandwidth, {about['copy_bandwidth'] / 1e9:.3g} GB/s in this run ({before / 1e9:.3g} at its start, "
         f"{after / 1e9:.3g} at its end); above 100% from caches. peak: held beyond the inputs."
     )
+    yield from busy(found)
     if noise["rows"]:
         yield (
             f"Noise: {AGAIN} is the same code timed twice. Its ratio was off 1 by {noise['median']:.1%} in the middle and by at "
             f"most {noise['p90']:.1%} in nine of ten rows."
         )
+    together: dict[tuple[str, str, bool], list[str]] = {}
     for item in found["left_out"]:
-        kind = "WRONG, not timed" if item["wrong"] else "left out"
-        yield f"{kind}: {item['what']}, {item['baseline']}: {item['reason']}"
+        key = item["baseline"], item["reason"], item["wrong"]
+        together.setdefault(key, []).append(item["what"])
+    for (baseline, reason, wrong), what in together.items():
+        kind = "WRONG, not timed" if wrong else "left out"
+        yield f"{kind}: {baseline} of {'; '.join(what)}: {reason}"
 
 
 # The page and the README --------------------------------------------------------------------------
@@ -312,7 +334,7 @@ def _step_table(found: Report) -> Iterator[str]:
         cells += [f"{shares[k]:.1%}" if k in shares else "" for k in ("eager", "fastvae")]
         cells += [size(group[k]["peak_bytes"]) if k in group else "" for k in ("eager", "fastvae")]
         rows.append(cells)
-    headings = ["objective's share, eager", "fastvae", "peak, eager", "fastvae"]
+    headings = ["objective in eager", "in fastvae", "peak of eager", "of fastvae"]
     yield from _table(["training step", "fastvae", *names, *headings], rows)
 
 
@@ -391,12 +413,14 @@ def page(found: Report, plots: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-START, END = "<!-- speed: made by `make results` -->", "<!-- end of speed -->"
+# What stands between such a pair of lines is made by `make results`.
+SPEED = ("<!-- speed: made by `make results` -->", "<!-- end of speed -->")
+NOISE = ("<!-- noise: made by `make results` -->", "<!-- end of noise -->")
 
 
 def speed_section(reports: Mapping[str, Report], plots: Mapping[str, Sequence[str]]) -> str:
     """The README's section on speed from the reports of all machines, by the path of their folder."""
-    lines = [START, ""]
+    lines = [""]
     lines.append(
         "Forward and backward, float32, warm caches: fastvae's time, and how many times as long the same takes otherwise. "
         "`compile` is `torch.compile` of the fastest plain one; *of copy* is the share of the speed at which `copy_` moves "
@@ -404,7 +428,7 @@ def speed_section(reports: Mapping[str, Report], plots: Mapping[str, Sequence[st
     )
     for path, found in reports.items():
         about = found["machine"]
-        lines += ["", f"**{about['gpu'] or about['cpu']}**", ""]
+        lines += ["", f"**{about['gpu'] or about['cpu']}**", "", *(f"{w}\n" for w in busy(found))]
         lines += _speed_table(
             found, select(found, suite="ops", cache="warm", which="both", dtype="float32")
         )
@@ -423,20 +447,39 @@ def speed_section(reports: Mapping[str, Report], plots: Mapping[str, Sequence[st
             "",
             f"Measured on {caption(found)}, Python {about['python']}, by `{about['command']}`. [All rows]({path}/README.md).",
         ]
-    return "\n".join([*lines, "", END])
+    return "\n".join([*lines, "", ""])
 
 
-def with_section(readme: str, section: str) -> str:
-    """`readme` with what stands between the markers replaced.
+def noise_section(reports: Mapping[str, Report]) -> str:
+    """What the same code, timed twice, differed by on each machine."""
+    rows = []
+    for found in reports.values():
+        noise = found["machine"]["noise"]
+        before, after = found["machine"]["copy_bandwidth_before_after"]
+        if noise["rows"]:
+            cells = [caption(found), str(noise["rows"]), f"{noise['median']:.1%}"]
+            rows.append([*cells, f"{noise['p90']:.1%}", f"{after / before - 1:+.1%}"])
+    headings = [
+        "run",
+        "rows",
+        "off 1 in the middle",
+        "in nine of ten at most",
+        "copy, end to start",
+    ]
+    return "\n".join(["", *_table(headings, rows), "", ""])
+
+
+def with_section(text: str, markers: tuple[str, str], section: str) -> str:
+    """`text` with what stands between the markers replaced.
 
     Raises:
         ValueError: it has no markers.
     """
-    before, start, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not start or not end:
-        raise ValueError(f"the README lacks the markers {START!r} and {END!r}")
-    return before + section + after
+        raise ValueError(f"the text lacks the markers {markers[0]!r} and {markers[1]!r}")
+    return f"{before}{start}\n{section}{end}{after}"
 
 
 def write_folder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +37,12 @@ SHORTEST = 0.05
 WARM_UP = 0.3  # seconds, or three calls
 ROUNDS = (7, 3000)
 LAUNCH_BOUND = 1 << 20  # elements, up to which a CUDA graph is worth a row
+JAX_LIMIT = 28  # log2 of the elements: its copy of the inputs passes through the host
 AGAIN = "fastvae-again"  # the same code under another name: what of a ratio is noise
 
 # Seconds that one entry takes besides its rows: rough, corrected while running. Measured on 2 cores of an AMD EPYC
 # with nothing in Inductor's cache; a GPU's own are a guess.
-COMPILING = {"case": 9.0, "step": 40.0, "tiny step": 12.0}
+COMPILING = {"case": 8.0, "step": 40.0, "tiny step": 12.0}
 PER_ELEMENT = {"cpu": 4e-7, "cuda": 6e-9}
 
 
@@ -122,6 +124,7 @@ class Entry:
 class Result:
     rows: list[Row] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    load: float | None = None  # of the machine, before the run
     copies: list[float] = field(default_factory=list)  # bytes a second, at the start
     copies_after: list[float] = field(default_factory=list)
 
@@ -157,45 +160,39 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
         entries += [Entry("steps", m.case, m, passes=("step",)) for m in models.MODELS]
         top = 31 if cuda else 27
         sizes = [*range(8, top, 2), top]
-        entries += [Entry("growth", growing(1 << n)) for n in sizes]
+        sizes.sort(key=lambda n: (n % 4 != 0, n))  # every second one first, the largest last
+        growth = [Entry("growth", growing(1 << n), jax=n <= JAX_LIMIT) for n in sizes]
+        coarse = [e for e in growth if e.case.pixels.bit_length() % 4 == 1]
+        entries += coarse
         entries += [
             Entry("ops", c, passes=c.passes) for c in op_cases((torch.bfloat16, torch.float16))
         ]
-        entries += [Entry("batch", growing_batch(1 << n)) for n in range(0, 15, 2)]
         if not cuda and torch.get_num_threads() > 1:  # JAX's threads cannot be set while it runs
             entries += [
                 Entry("threads", growing(1 << n), compiled=False, jax=False, threads=1)
                 for n in range(8, 25, 2)
             ]
+        entries += [Entry("batch", growing_batch(1 << n)) for n in range(0, 15, 2)]
+        entries += growth[len(coarse) :]
     return [e for e in entries if e.case.op in ops]
 
 
-def fit(
-    entries: Sequence[Entry], device: Device, seconds: float | None, row_seconds: float
-) -> tuple[list[Entry], list[LeftOut], float]:
-    """What can be done in `seconds`: the entries, what is dropped for it, and the estimate of their time.
-
-    Rows get shorter first; then the largest sizes go, then what comes last.
-    """
-    entries, dropped = list(entries), []
+def that_fit(entries: Sequence[Entry], device: Device) -> tuple[list[Entry], list[LeftOut]]:
+    """The entries that the device's free memory has room for, and the others."""
     free = device.free_bytes()
-    for entry in list(entries):
+    kept, dropped = [], []
+    for entry in entries:
         inputs = (2 * entry.case.pixels + 3 * entry.case.latents) * entry.case.dtype.itemsize
         if free is not None and 3 * inputs > free:  # the inputs, the gradients, some for the check
-            entries.remove(entry)
             dropped.append(LeftOut(str(entry), "all", "needs more memory than is free"))
+        else:
+            kept.append(entry)
+    return kept, dropped
 
-    def estimate(row: float) -> float:
-        return sum(_fixed(e, device) + e.timings * row for e in entries)
 
-    if seconds is not None:
-        while entries and estimate(min(SHORTEST, row_seconds)) > seconds:
-            growth = [e for e in entries if e.suite in ("growth", "batch", "threads")]
-            out = max(growth, key=lambda e: e.case.pixels) if growth else entries[-1]
-            entries.remove(out)
-            dropped.append(LeftOut(str(out), "all", f"does not fit in {seconds:g} s"))
-    total = estimate(row_seconds)
-    return entries, dropped, total if seconds is None else min(total, seconds)
+def estimate(entries: Sequence[Entry], device: Device, row_seconds: float) -> float:
+    """About how many seconds the entries take."""
+    return sum(_fixed(e, device) + e.timings * row_seconds for e in entries)
 
 
 def _fixed(entry: Entry, device: Device) -> float:
@@ -273,6 +270,13 @@ def _rows(
     return rows
 
 
+def _reason(error: Exception) -> tuple[str, bool]:
+    """An error in one line, and whether it is that memory ran out."""
+    lines = str(error).strip().splitlines() or [""]
+    reason = f"{type(error).__name__}: {lines[0][:200]}"
+    return reason, "memory" in reason.lower()
+
+
 class _Session:
     """Implementations of one entry: made, checked, and dropped with the reason where they fail."""
 
@@ -288,9 +292,8 @@ class _Session:
         try:
             return make(*arguments)
         except Exception as error:  # a competitor out of memory or without a compiler ends no run
-            lines = str(error).strip().splitlines() or [""]
-            reason = f"{type(error).__name__}: {lines[0][:200]}"
-            self.drop(name, reason, wrong=name == "fastvae" and "memory" not in reason.lower())
+            reason, memory = _reason(error)
+            self.drop(name, reason, wrong=name == "fastvae" and not memory)
             return None
 
 
@@ -417,11 +420,13 @@ def run(
     seconds: float | None = None,
     on_progress: Callable[[str, float, float], None] = lambda name, done, total: None,
 ) -> Result:
-    """Measure all `entries`, each pass for `row_seconds` or, if `seconds` are not to be exceeded, for less.
+    """Measure all `entries`, each pass for `row_seconds`; or what can be measured in `seconds`: rows get shorter first,
+    then the entries go for which no time is left, which come last in a plan.
 
     `on_progress` gets the entry's name and the seconds done and to do, by estimate.
     """
-    result = Result(copies=devices.copy_bandwidth(device))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    result = Result(load=load, copies=devices.copy_bandwidth(device))
     deadline = math.inf if seconds is None else time.perf_counter() + seconds
     threads = torch.get_num_threads()
     costs = [_fixed(e, device) + e.timings * row_seconds for e in entries]
@@ -446,6 +451,9 @@ def run(
         try:
             measure = _measure_step if entry.model else _measure_case
             rows, left_out = measure(device, entry, length)
+        except Exception as error:  # what was measured so far is not lost
+            reason, memory = _reason(error)
+            rows, left_out = [], [LeftOut(str(entry), "all", reason, wrong=not memory)]
         finally:
             torch.set_num_threads(threads)
             device.release()

@@ -19,7 +19,7 @@ __all__ = ["add_parser", "run"]
 # The bench extra: modules, and what pip calls them.
 EXTRA = {"rich": "rich", "matplotlib": "matplotlib", "cpuinfo": "py-cpuinfo"}
 QUICK_SECONDS = 0.1  # for a pass
-WIDTH = 200  # of the tables where the output is not a terminal
+WIDTH = 220  # of the tables where the output is not a terminal
 
 DESCRIPTION = """\
 Time every op beside the plain PyTorch expression, torch.nn.functional, torch.distributions, torch.compile of the fastest
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--seconds",
         type=_positive,
         metavar="S",
-        help="for everything: rows get shorter, then the largest sizes are dropped, and the output says so",
+        help="for everything: rows get shorter, then the last and largest are dropped, and the output says so",
     )
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
     add("--json", type=Path, metavar="FILE", help="write machine and rows")
@@ -105,12 +105,14 @@ def run(args: argparse.Namespace) -> int:
 
     row_seconds = QUICK_SECONDS if args.quick else bench.SECONDS
     entries = bench.plan(device, args.quick, args.ops)
-    entries, dropped, estimate = bench.fit(entries, device, args.seconds, row_seconds)
+    entries, dropped = bench.that_fit(entries, device)
+    estimate = bench.estimate(entries, device, row_seconds)
+    limit = f", of which {_minutes(args.seconds)} are allowed" if args.seconds else ""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     where = device.gpu or f"the CPU, {torch.get_num_threads()} threads"
     console.print(
         f"fastvae {fastvae.__version__} on {where}, torch {torch.__version__}: "
-        f"{sum(e.timings for e in entries)} timings of {len(entries)} cases, about {_minutes(estimate)}",
+        f"{sum(e.timings for e in entries)} timings of {len(entries)} cases, about {_minutes(estimate)}{limit}",
         highlight=False,
     )
     started = time.perf_counter()
