@@ -53,7 +53,8 @@ class Residual(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.GroupNorm(min(8, channels), channels), nn.SiLU()]
+            # Four channels in a group: alone in one, the convolution before it would have a bias without a gradient.
+            layers += [nn.GroupNorm(channels // 4, channels), nn.SiLU()]
             layers.append(nn.Conv2d(channels, channels, 3, 1, 1))
         self.layers = nn.Sequential(*layers)
 
