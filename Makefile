@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch lint format bench verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-build gpu lint format bench results verify sdist-check clean
 
 build: $(VENV)/.built
 
@@ -46,10 +46,15 @@ test-torch:
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave
 
+# Pages, pictures and the README's section on speed, from benchmarks/results/*/results.json.
+results: build
+	$(BIN)/python benchmarks/publish.py
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/publish.py --check
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 format: build

@@ -18,7 +18,7 @@ import fastvae
 from fastvae.cli import _checks, _truth, main
 from fastvae.cli._truth import Expected, relative_error, units_off
 
-COMMANDS = ("demo", "verify", "info")
+COMMANDS = ("demo", "bench", "verify", "info")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

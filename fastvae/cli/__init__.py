@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 import fastvae
-from fastvae.cli import demo, info, verify
+from fastvae.cli import bench, demo, info, verify
 
-COMMANDS = (demo, verify, info)
+COMMANDS = (demo, bench, verify, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

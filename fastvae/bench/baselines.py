@@ -1,0 +1,293 @@
+"""What stands beside fastvae: the expressions as people write them, and how an implementation is called.
+
+Everything takes a case's inputs and returns what is differentiated. In 16 bits the losses convert with ``.float()``
+first, as autocast does and as diffusers writes it: otherwise a sum overflows in float16, and nothing wrong is timed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+import fastvae
+from fastvae.bench.cases import BACKWARD, FORWARD, Case
+
+Function = Callable[..., Any]
+
+# As people write them -----------------------------------------------------------------------------
+
+
+def kl_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    mu, logvar = mu.float(), logvar.float()
+    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / mu.shape[0]
+
+
+def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
+    std = torch.exp(0.5 * logvar)
+    if eps is None:
+        eps = torch.randn_like(std)
+    return mu + eps * std
+
+
+def sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return reparameterize(mu, logvar, eps), kl_normal(mu, logvar)
+
+
+def reconstruction_loss(recon_x: Tensor, x: Tensor) -> Tensor:
+    return ((recon_x.float() - x.float()) ** 2).sum() / x.shape[0]
+
+
+def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return reconstruction_loss(recon_x, x) + kl_normal(mu, logvar)
+
+
+def noise(mu: Tensor, logvar: Tensor) -> Tensor:
+    return torch.randn_like(mu)
+
+
+# With torch.nn.functional, where that has the op --------------------------------------------------
+
+
+def reconstruction_loss_functional(recon_x: Tensor, x: Tensor) -> Tensor:
+    return F.mse_loss(recon_x.float(), x.float(), reduction="sum") / x.shape[0]
+
+
+def vae_loss_functional(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return reconstruction_loss_functional(recon_x, x) + kl_normal(mu, logvar)
+
+
+# With torch.distributions -------------------------------------------------------------------------
+
+
+def _posterior(mu: Tensor, logvar: Tensor) -> Normal:
+    return Normal(mu, torch.exp(0.5 * logvar))
+
+
+def kl_normal_distributions(mu: Tensor, logvar: Tensor) -> Tensor:
+    posterior = _posterior(mu.float(), logvar.float())
+    kl: Tensor = kl_divergence(posterior, Normal(0.0, 1.0)).sum() / mu.shape[0]
+    return kl
+
+
+def reparameterize_distributions(mu: Tensor, logvar: Tensor) -> Tensor:
+    return _posterior(mu, logvar).rsample()
+
+
+def sample_and_kl_distributions(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    if mu.dtype is not torch.float32:
+        return reparameterize_distributions(mu, logvar), kl_normal_distributions(mu, logvar)
+    posterior = _posterior(mu, logvar)
+    kl = kl_divergence(posterior, Normal(0.0, 1.0)).sum() / mu.shape[0]
+    return posterior.rsample(), kl
+
+
+def reconstruction_loss_distributions(recon_x: Tensor, x: Tensor) -> Tensor:
+    """The squared error is -log N(x; recon_x, 1/2), but for a constant."""
+    likelihood = Normal(recon_x.float(), math.sqrt(0.5))
+    constant = 0.5 * math.log(math.pi) * x.numel()
+    log_density: Tensor = likelihood.log_prob(x.float()).sum()
+    return -(log_density + constant) / x.shape[0]
+
+
+def vae_loss_distributions(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return reconstruction_loss_distributions(recon_x, x) + kl_normal_distributions(mu, logvar)
+
+
+# fastvae ------------------------------------------------------------------------------------------
+
+
+def _vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return fastvae.vae_loss(recon_x, x, mu, logvar).loss
+
+
+def _reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
+    return fastvae.reparameterize(mu, logvar, eps=eps)
+
+
+def _sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return fastvae.sample_and_kl(mu, logvar, eps=eps)
+
+
+def _noise(mu: Tensor, logvar: Tensor) -> Tensor:
+    return fastvae.random.philox_normal(mu.shape, seed=1, dtype=mu.dtype, device=mu.device)
+
+
+FUNCTIONS: dict[str, dict[str, Function]] = {
+    "vae_loss": {
+        "fastvae": _vae_loss,
+        "eager": vae_loss,
+        "functional": vae_loss_functional,
+        "distributions": vae_loss_distributions,
+    },
+    "reconstruction_loss": {
+        "fastvae": fastvae.reconstruction_loss,
+        "eager": reconstruction_loss,
+        "functional": reconstruction_loss_functional,
+        "distributions": reconstruction_loss_distributions,
+    },
+    "kl_normal": {
+        "fastvae": fastvae.kl_normal,
+        "eager": kl_normal,
+        "distributions": kl_normal_distributions,
+    },
+    "reparameterize": {
+        "fastvae": _reparameterize,
+        "eager": reparameterize,
+        "distributions": reparameterize_distributions,
+    },
+    "sample_and_kl": {
+        "fastvae": _sample_and_kl,
+        "eager": sample_and_kl,
+        "distributions": sample_and_kl_distributions,
+    },
+    "noise": {"fastvae": _noise, "eager": noise},
+}
+
+
+def functions(case: Case) -> dict[str, Function]:
+    """fastvae and what can be called without compiling, for the inputs of `case`."""
+    found = dict(FUNCTIONS[case.op])
+    if case.eps_given:
+        found.pop("distributions", None)  # it only draws its own
+    return found
+
+
+# How they are called ------------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """``call(setup())``: the set-up is not timed, and what the call returns is freed outside of what is timed.
+
+    `host_clock`: not on torch's CUDA stream, so that its events would not see it.
+    `peak_bytes`: known otherwise than from a call of torch's allocator.
+    """
+
+    call: Callable[[Any], Any]
+    setup: Callable[[], Any] = _nothing
+    host_clock: bool = False
+    peak_bytes: int | None = None
+
+
+class Implementation(Protocol):
+    """An op on given inputs, in one implementation."""
+
+    def timed(self, which: str) -> Timed | None:
+        """The pass to time; None where there is no such thing."""
+
+    def results(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and gradients, to be checked."""
+
+
+class Torch:
+    """A function of tensors, differentiated by autograd.
+
+    Gradients are taken with ``autograd.grad``: ``backward()`` would add to the leaves' own, with a copy where the
+    gradient is the upstream tensor itself, which in a network is not so.
+    """
+
+    def __init__(
+        self, function: Function, inputs: list[Tensor], upstream: list[Tensor | None]
+    ) -> None:
+        self.function, self.inputs, self.upstream = function, inputs, upstream
+        self.wanted = [t for t in inputs if t.requires_grad]
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        outputs = self.function(*self.inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def forward(self, _: Any = None) -> Any:
+        with torch.no_grad():
+            return self.outputs()
+
+    def backward(self, outputs: tuple[Tensor, ...]) -> Any:
+        return torch.autograd.grad(outputs, self.wanted, self.upstream)
+
+    def both(self, _: Any = None) -> Any:
+        outputs = self.outputs()
+        return outputs, self.backward(outputs)
+
+    def timed(self, which: str) -> Timed | None:
+        if which == FORWARD:
+            return Timed(self.forward)
+        return Timed(self.backward, self.outputs) if which == BACKWARD else Timed(self.both)
+
+    def results(self) -> tuple[list[Tensor], list[Tensor]]:
+        outputs = self.outputs()
+        gradients = self.backward(outputs) if outputs[0].requires_grad else ()
+        return [t.detach() for t in outputs], list(gradients)
+
+
+class Compiled(Torch):
+    """torch.compile of a function, for these shapes alone, as in a program of its own.
+
+    Dynamo is reset first: it would compile the second shape it meets for sizes that vary. So use one case's compiled
+    implementations before making the next one's.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        inputs: list[Tensor],
+        upstream: list[Tensor | None],
+        mode: str | None = None,
+    ) -> None:
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+        super().__init__(compiled, inputs, upstream)
+
+    def timed(self, which: str) -> Timed | None:
+        plain = super().timed(which)
+        assert plain is not None
+
+        def setup() -> Any:  # with CUDA graphs: the outputs of the call before may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
+            return plain.setup()
+
+        return Timed(plain.call, setup)
+
+
+class CudaGraph(Torch):
+    """The forward pass, or it and the backward, captured in a CUDA graph and replayed: no host work but one launch."""
+
+    def timed(self, which: str) -> Timed | None:
+        if which == BACKWARD:
+            return None  # a graph of its own would need the forward's buffers to stay
+        graph, static, peak = self.capture(self.forward if which == FORWARD else self.both)
+
+        def replay(_: Any) -> Any:
+            graph.replay()
+            return static  # which has to stay: the graph writes there
+
+        return Timed(replay, peak_bytes=peak)
+
+    def results(self) -> tuple[list[Tensor], list[Tensor]]:
+        graph, (outputs, gradients), _ = self.capture(self.both)
+        graph.replay()
+        torch.cuda.synchronize()
+        return [t.detach().clone() for t in outputs], [t.clone() for t in gradients]
+
+    def capture(self, call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any, int]:
+        """The graph, what it writes, and the bytes that it holds at most, all taken while capturing."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # a capture has to be warmed up away from the default stream
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            static = call()
+        return graph, static, torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,150 @@
+"""What is timed: an op on inputs of one shape and dtype, and the bytes it must move at least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OPS = (
+    "vae_loss",
+    "reconstruction_loss",
+    "kl_normal",
+    "reparameterize",
+    "sample_and_kl",
+    "noise",
+)
+SAMPLING = ("reparameterize", "sample_and_kl")
+FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
+PASSES = (FORWARD, BACKWARD, BOTH)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Size = tuple[int, tuple[int, ...], tuple[int, ...]]  # batch, event, latent
+
+# The sizes of real models: a toy, an MLP on MNIST, a convolutional VAE on 64 x 64 pixels, and an
+# autoencoder with spatial latents on 256 x 256, as latent diffusion has it. The last leaves the caches.
+TOY: Size = (1, (16,), (4,))
+MNIST: Size = (128, (784,), (20,))
+PIXELS_64: Size = (64, (3, 64, 64), (128,))
+PIXELS_256: Size = (32, (3, 256, 256), (4, 32, 32))
+VAE_SIZES = (TOY, MNIST, PIXELS_64, PIXELS_256)
+LATENT_SIZES: tuple[Size, ...] = ((128, (), (20,)), (64, (), (4096,)), (32, (), (65536,)))
+MIDDLE = LATENT_SIZES[1]
+NOISE_SIZE: Size = (1, (), (1 << 22,))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on `batch` samples of `event` elements with `latent` latents each."""
+
+    op: str
+    batch: int
+    event: tuple[int, ...] = ()
+    latent: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    eps_given: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} (eps given)" if self.eps_given else self.op
+
+    @property
+    def shape(self) -> str:
+        shapes = [(self.batch, *s) for s in (self.event, self.latent) if s]
+        return " + ".join("x".join(map(str, shape)) for shape in shapes)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.shape} {self.dtype_name}"
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return (FORWARD,) if self.op == "noise" else PASSES
+
+    @property
+    def pixels(self) -> int:
+        """N, the elements of recon_x."""
+        return self.batch * math.prod(self.event) if self.event else 0
+
+    @property
+    def latents(self) -> int:
+        """M, the elements of mu."""
+        return self.batch * math.prod(self.latent) if self.latent else 0
+
+    def least_bytes(self, which: str) -> int:
+        """What the pass has to read and write, each byte once; x gets no gradient.
+
+        A scalar loss can write its gradients while it has its inputs in registers, so that its backward pass
+        moves nothing. Not in float16: a gradient that is not yet scaled underflows there, and has to wait.
+        """
+        n, m = self.pixels, self.latents
+        if self.op == "noise":
+            moved = {FORWARD: m}
+        elif self.op == "reparameterize":  # d_mu is the gradient of z itself
+            moved = {FORWARD: 3 * m, BACKWARD: 3 * m, BOTH: 6 * m}
+        elif self.op == "sample_and_kl":
+            moved = {FORWARD: 3 * m, BACKWARD: 5 * m, BOTH: 8 * m}
+        elif self.dtype is torch.float16:
+            moved = {FORWARD: 2 * n + 2 * m, BACKWARD: 3 * n + 4 * m, BOTH: 5 * n + 6 * m}
+        else:
+            moved = {FORWARD: 2 * n + 2 * m, BACKWARD: 0, BOTH: 3 * n + 4 * m}
+        eps = m * (2 if which == BOTH else 1) if self.eps_given else 0  # read in either pass
+        return (moved[which] + eps) * self.dtype.itemsize
+
+    def inputs(self, device: torch.device | str = "cpu") -> list[Tensor]:
+        """(recon_x, x), (mu, logvar) and eps, as far as the op takes them; the leaves that want a gradient
+        are all but x and eps."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(shape: tuple[int, ...], scale: float = 1.0, wanted: bool = True) -> Tensor:
+            shape = (self.batch, *shape)
+            drawn = torch.randn(shape, generator=generator, device=device, dtype=self.dtype)
+            return drawn.mul_(scale).requires_grad_(wanted)
+
+        inputs = []
+        if self.event:
+            inputs += [normal(self.event), normal(self.event, wanted=False)]
+        if self.latent:
+            inputs += [normal(self.latent), normal(self.latent, 0.5)]
+        if self.eps_given:
+            inputs.append(normal(self.latent, wanted=False))
+        return inputs
+
+    def upstream(self, inputs: list[Tensor]) -> list[Tensor | None]:
+        """What flows into the outputs: a random tensor into z, as in the middle of a network, and 1 into a loss."""
+        if self.op not in SAMPLING:
+            return [None]
+        generator = torch.Generator(inputs[0].device).manual_seed(1)
+        like = inputs[0]
+        flowing = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        return [flowing] if self.op == "reparameterize" else [flowing, None]
+
+
+def op_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
+    """Every op at the sizes of real models: the objective in all dtypes, its parts so at one middle size."""
+    found = [Case("vae_loss", *size, dtype) for size in VAE_SIZES for dtype in dtypes]
+    found += [Case("reconstruction_loss", *PIXELS_64[:2], dtype=dtype) for dtype in dtypes]
+    for op in ("kl_normal", *SAMPLING):
+        for size in LATENT_SIZES:
+            for dtype in dtypes:
+                if size == MIDDLE or dtype is torch.float32:
+                    found.append(Case(op, *size, dtype))
+    if torch.float32 in dtypes:
+        found += [Case(op, *MIDDLE, eps_given=True) for op in SAMPLING]
+        found.append(Case("noise", *NOISE_SIZE))
+    return found
+
+
+def growing(elements: int) -> Case:
+    """vae_loss with N elements in 16 samples, and one latent to 16 of them."""
+    return Case("vae_loss", 16, (elements // 16,), (elements // 256,))
+
+
+def growing_batch(batch: int) -> Case:
+    """vae_loss of `batch` samples of the MNIST size."""
+    return Case("vae_loss", batch, *MNIST[1:])
