@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch cuda-build gpu lint format bench results verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-build emulate gpu lint format bench results verify sdist-check clean
 
 build: $(VENV)/.built
 
@@ -43,6 +43,37 @@ test-torch:
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(TREE)
 	$(MAKE) -C $(TREE) test-all VENV=../env TORCH=$(TORCH)
 
+# The CUDA kernels compiled, linked, loaded and looked at, which needs no GPU, and the CPU's tests beside them: with a CUDA
+# torch and the compiler from Python's packages, in an environment of its own.
+CUDA_TORCH := 2.11.0
+CUDA_TREE := .venv-cuda/tree
+NVCC := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl
+cuda-build:
+	rm -rf $(CUDA_TREE) && mkdir -p $(CUDA_TREE)
+	git ls-files -z | xargs -0 cp --parents --target-directory=$(CUDA_TREE)
+	$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) ../env/.torch
+	.venv-cuda/env/bin/python -m pip install --quiet $(NVCC:=~=13.0.0)
+	FASTVAE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0;12.0" CUDA_HOME=$$(echo $(CURDIR)/.venv-cuda/env/lib/python3*/site-packages/nvidia/cu13) \
+		$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) build
+	cd $(CUDA_TREE) && ../env/bin/fastvae info && ../env/bin/python csrc/cuda/check.py
+	$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) test
+
+# The CUDA kernels run by the CPU (tests/emulation): what they read, write and add up, where there is no GPU.
+EMULATION_TREE := $(VENV)-emulation/tree
+EMULATED := $(patsubst %,tests/test_%.py,autograd kl_normal layout noise numbers properties reconstruction_loss reparameterize sample_and_kl vae_loss)
+emulate: build
+	mkdir -p $(EMULATION_TREE)
+	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
+	cd $(EMULATION_TREE) && FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) $(EMULATED)
+
+# All that a GPU has to show, with the Python at hand (which has a CUDA torch), without a network: make gpu OUT=results
+# STAGES="build test". tests/gpu.py has the stages.
+OUT ?= gpu-results
+STAGES ?= build test verify sanitize bench
+gpu:
+	$(PYTHON) tests/gpu.py --out $(OUT) $(STAGES)
+
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave
 
@@ -55,12 +86,12 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/publish.py --check
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/emulation/*.*)
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/emulation/*.*)
 
 # What a user gets: built from the sdist, in an environment that knows nothing of this checkout.
 sdist-check: build
@@ -72,4 +103,4 @@ sdist-check: build
 	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
 
 clean:
-	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist .venv-torch-*
+	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation

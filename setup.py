@@ -1,7 +1,8 @@
 """Builds fastvae._C: the ops, the CPU kernels once for each instruction set, and the CUDA kernels where there is a compiler
 for them. All metadata is in pyproject.toml.
 
-FASTVAE_CUDA=0 leaves CUDA out, FASTVAE_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures.
+FASTVAE_CUDA=0 leaves CUDA out, FASTVAE_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures. With
+FASTVAE_CUDA=emulation the CPU runs the CUDA kernels, slowly, for its own tensors (tests/emulation).
 """
 
 import json
@@ -114,10 +115,10 @@ def toolkit_homes() -> list[Path]:
 def find_toolkit() -> Toolkit | str:
     """The toolkit that fits torch, or why there is none."""
     wanted = os.environ.get("FASTVAE_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        sys.exit(f"fastvae: FASTVAE_CUDA must be 0, 1 or not set, but it is {wanted!r}")
-    if wanted == "0":
-        return "FASTVAE_CUDA=0 was set"
+    if wanted not in ("", "0", "1", "emulation"):
+        sys.exit(f"fastvae: FASTVAE_CUDA must be 0, 1, emulation or not set, but it is {wanted!r}")
+    if wanted in ("0", "emulation"):
+        return f"FASTVAE_CUDA={wanted} was set"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     found = []
@@ -229,7 +230,14 @@ def extension() -> object:
     macros = [("AT_PER_OPERATOR_HEADERS", None)]
     if IS_X86:
         macros.append(("FASTVAE_X86_KERNELS", None))
+    include_dirs = [pybind11.get_include()]
     kind, flags = CppExtension, {"cxx": COMMON_FLAGS + OPENMP}
+    if os.environ.get("FASTVAE_CUDA") == "emulation":
+        sources.remove("csrc/ops/device.cpp")
+        sources += sorted(
+            str(path.relative_to(ROOT)) for path in ROOT.glob("tests/emulation/*.cpp")
+        )
+        include_dirs.append(str(ROOT / "tests/emulation"))
     if not isinstance(CUDA, str):
         kind = CUDAExtension
         sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
@@ -238,7 +246,7 @@ def extension() -> object:
     return kind(
         "fastvae._C",
         sources,
-        include_dirs=[pybind11.get_include()],
+        include_dirs=include_dirs,
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=OPENMP,

@@ -32,6 +32,11 @@ def philox_normal(
         seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=g).item()
         eps = philox_normal(*mu.shape, seed=seed)
 
+    On CUDA it takes the generator's own seed and offset, and moves the offset on::
+
+        seed, offset = g.initial_seed(), g.get_offset()  # before the draw
+        eps = philox_normal(*mu.shape, seed=seed, offset=offset, device="cuda")
+
     Args:
         size: the shape, as integers or one sequence of them.
         seed: 64 bits, signed or unsigned.
@@ -40,7 +45,7 @@ def philox_normal(
             ``philox_normal(k + n, seed=s)[k:]``: a rank takes its slice of a global draw.
         dtype: float32 (default), float64, bfloat16 or float16. float64 noise has 53-bit uniforms of its own; the 16-bit
             dtypes are the float32 noise, rounded.
-        device: the CPU by default.
+        device: the CPU (by default) or a CUDA device.
 
     Raises:
         ValueError: a negative size or start, a seed of more than 64 bits.

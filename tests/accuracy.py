@@ -50,7 +50,7 @@ def to_numpy(t: Tensor) -> oracle.Array:
 
 
 def varied(
-    shape: Sequence[int], dtype: torch.dtype, device: Any = "cpu", low: float = -1.7123
+    shape: Sequence[int], dtype: torch.dtype, device: Any = None, low: float = -1.7123
 ) -> Tensor:
     """An upstream gradient that differs in every element and is 0 or 1 in none."""
     values = np.linspace(low, 2.3457, num=int(np.prod(shape)) + 1)[1:].reshape(shape)
@@ -148,7 +148,10 @@ def three_ways(
     if seed is not None:
         generator["generator"] = torch.Generator(first.device).manual_seed(seed)
         eps = philox_normal(
-            *first.shape, seed=noise_seed(seed, first.device), dtype=result_dtype(first)
+            *first.shape,
+            seed=noise_seed(seed, first.device),
+            dtype=result_dtype(first),
+            device="cpu",
         )
         noise["eps"] = eps.to(first.device)
     got = evaluate(getattr(fastvae, name), tensors, upstream, **generator, **options)
@@ -169,9 +172,13 @@ def noise_seed(seed: int, device: Any = "cpu") -> int:
     """The key of the noise that an op draws from a generator seeded with `seed`."""
     if torch.device(device).type == "cuda":  # the generator's own seed, with the generator's offset
         return seed
-    return draw_seed(torch.Generator().manual_seed(seed))
+    return draw_seed(torch.Generator("cpu").manual_seed(seed))
 
 
 def draw_seed(generator: torch.Generator) -> int:
     """The next 64 bits of a CPU generator."""
-    return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator))
+    return int(
+        torch.empty((), dtype=torch.int64, device="cpu").random_(
+            -(2**63), None, generator=generator
+        )
+    )

@@ -37,7 +37,14 @@ SHAPES = [
 EMPTY_SHAPES = [(0,), (0, 4), (4, 0), (0, 3, 5), (2, 0, 3)]
 
 
-def tensor(values: Any, dtype: torch.dtype, device: Any = "cpu") -> Tensor:
+# Where no device is given, a tensor is on torch's default one: the CPU, unless the tests run with --device cuda.
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def tensor(values: Any, dtype: torch.dtype, device: Any = None) -> Tensor:
     """Rounded once, from float64, so that every device and instruction set sees the same numbers."""
     return torch.tensor(np.array(values, dtype=np.float64, order="C"), dtype=dtype, device=device)
 
@@ -45,7 +52,7 @@ def tensor(values: Any, dtype: torch.dtype, device: Any = "cpu") -> Tensor:
 def latents(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-    device: Any = "cpu",
+    device: Any = None,
     *,
     prior: bool = False,
     seed: int = 0,
@@ -59,9 +66,7 @@ def latents(
     return {n: tensor(v, dtype, device) for n, v in values.items()}
 
 
-def noise(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = "cpu"
-) -> Tensor:
+def noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
     return tensor(np.random.default_rng([99, *shape]).normal(size=shape), dtype, device)
 
 
@@ -69,7 +74,7 @@ def images(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
     x_dtype: torch.dtype | None = None,
-    device: Any = "cpu",
+    device: Any = None,
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -80,7 +85,7 @@ def images(
 
 
 def vae_inputs(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = "cpu", **kwargs: Any
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = None, **kwargs: Any
 ) -> dict[str, Tensor]:
     """Images of `shape` and latents with five values for each of them."""
     return images(shape, dtype, device=device, **kwargs) | latents(
@@ -92,7 +97,7 @@ def inputs(
     op: str,
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-    device: Any = "cpu",
+    device: Any = None,
     **kwargs: Any,
 ):
     """Inputs for the op of that name, noise included where it takes some."""

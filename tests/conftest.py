@@ -17,11 +17,28 @@ settings.register_profile("slow", deadline=None, derandomize=True, max_examples=
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+    parser.addoption("--device", default="cpu", help="where all tests run: cpu (default) or cuda")
+
+
+# About the CPU's kernels, or about programs that are started on it.
+CPU_ALONE = {
+    "test_bench",
+    "test_cli",
+    "test_demo",
+    "test_determinism",
+    "test_distributed",
+    "test_examples",
+    "test_gpu",
+    "test_oracle",
+    "test_recipes",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; run with --slow")
     config.addinivalue_line("markers", "cuda: needs a CUDA device and fastvae built with CUDA")
+    if config.getoption("--device") != "cpu":
+        torch.set_default_device(config.getoption("--device"))
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
     if "PYTEST_XDIST_WORKER" in os.environ:
         # The workers are the parallelism; tests about threads set their own number.
@@ -43,14 +60,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skips = []
     if not config.getoption("--slow"):
         skips.append(("slow", pytest.mark.skip(reason="slow: run with --slow")))
-    if reason := no_cuda():
+    reason = no_cuda()
+    if reason and config.getoption("--device") != "cpu":
+        raise pytest.UsageError(f"--device {config.getoption('--device')}: {reason}")
+    if reason:
         skips.append(("cuda", pytest.mark.skip(reason=reason)))
+    on_cpu = pytest.mark.skip(reason="on the CPU alone")
     for item in items:
+        if config.getoption("--device") != "cpu" and item.path.stem in CPU_ALONE:
+            item.add_marker(on_cpu)
         for name, skip in skips:
             if item.get_closest_marker(name):
                 item.add_marker(skip)
 
 
+# The tests of an op's results name both devices; all the others run where --device says.
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accuracy import OUTPUTS, assert_accurate, check, evaluate, to_numpy, varied
-from cases import DTYPES, REDUCTIONS, inputs, latents, noise, vae_inputs
+from cases import DTYPES, REDUCTIONS, inputs, latents, noise, seeded_generator, vae_inputs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +25,7 @@ OPS = list(OUTPUTS)
 
 def seeded(op: Callable[..., Any]) -> Callable[..., Any]:
     """`op` with the same noise at every call."""
-    return lambda *args, **kwargs: op(*args, **kwargs, generator=torch.Generator().manual_seed(8))
+    return lambda *args, **kwargs: op(*args, **kwargs, generator=seeded_generator(8))
 
 
 def leaves(op: str, shape=(3, 5), dtype=torch.float32, **kwargs) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 from accuracy import draw_seed, noise_seed, to_numpy
-from cases import DTYPES, HALVES, LAYOUTS, latents, noise
+from cases import DTYPES, HALVES, LAYOUTS, latents, noise, seeded_generator
 from scipy import stats
 
 from fastvae import reparameterize, sample_and_kl
@@ -180,7 +180,7 @@ def test_the_ops_draw_this_noise(shape, dtype):
     zeros = torch.zeros(shape, dtype=dtype)
     expected = philox_normal(shape, seed=noise_seed(21), dtype=dtype)
     for op in (reparameterize, lambda *a, **k: sample_and_kl(*a, **k)[0]):
-        assert torch.equal(op(zeros, zeros, generator=torch.Generator().manual_seed(21)), expected)
+        assert torch.equal(op(zeros, zeros, generator=seeded_generator(21)), expected)
         torch.manual_seed(21)  # the default generator likewise
         assert torch.equal(op(zeros, zeros), expected)
 
@@ -190,12 +190,8 @@ def test_noise_is_by_logical_index_whatever_the_layout(layout):
     zeros = LAYOUTS[layout](torch.zeros(4, 6, 5, 7))
     expected = philox_normal(4, 6, 5, 7, seed=noise_seed(21))
     for other in (zeros, torch.zeros(4, 6, 5, 7)):
-        assert torch.equal(
-            reparameterize(zeros, other, generator=torch.Generator().manual_seed(21)), expected
-        )
-        assert torch.equal(
-            reparameterize(other, zeros, generator=torch.Generator().manual_seed(21)), expected
-        )
+        assert torch.equal(reparameterize(zeros, other, generator=seeded_generator(21)), expected)
+        assert torch.equal(reparameterize(other, zeros, generator=seeded_generator(21)), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,7 +200,7 @@ def test_backward_remakes_the_noise_of_the_forward(op, dtype):
     """With sigma = 1 the gradient of logvar is 0.5 * g * eps, and beside mu = 1000 the sample itself has lost eps."""
     mu = torch.full((5, 4099), 1000, dtype=dtype)
     logvar = torch.zeros(5, 4099, dtype=dtype, requires_grad=True)
-    result = op(mu, logvar, generator=torch.Generator().manual_seed(21))
+    result = op(mu, logvar, generator=seeded_generator(21))
     z = result if isinstance(result, torch.Tensor) else result[0]
     (grad,) = torch.autograd.grad(z, logvar, torch.full_like(z, 2))
     assert torch.equal(grad, philox_normal(5, 4099, seed=noise_seed(21), dtype=dtype))
@@ -213,7 +209,7 @@ def test_backward_remakes_the_noise_of_the_forward(op, dtype):
 def test_a_draw_takes_one_number_from_the_generator():
     mu, logvar = latents((5, 300)).values()
     for op in (reparameterize, sample_and_kl):
-        g, expected = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+        g, expected = seeded_generator(1), seeded_generator(1)
         op(mu, logvar, generator=g)
         draw_seed(expected)
         assert torch.equal(g.get_state(), expected.get_state())
@@ -240,7 +236,7 @@ def test_draws_follow_the_generator():
 def test_a_generator_of_its_own_leaves_the_default_one_alone():
     mu, logvar = latents((5, 300)).values()
     before = torch.get_rng_state()
-    reparameterize(mu, logvar, generator=torch.Generator())
+    reparameterize(mu, logvar, generator=seeded_generator(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

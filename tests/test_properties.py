@@ -6,7 +6,16 @@ import hypothesis.strategies as st
 import numpy as np
 import torch
 from accuracy import OUTPUTS, check, evaluate
-from cases import DTYPES, LAYOUTS, REDUCTIONS, SCALAR_REDUCTIONS, inputs, latents, tensor
+from cases import (
+    DTYPES,
+    LAYOUTS,
+    REDUCTIONS,
+    SCALAR_REDUCTIONS,
+    inputs,
+    latents,
+    seeded_generator,
+    tensor,
+)
 from hypothesis import given
 
 import fastvae
@@ -70,9 +79,7 @@ def test_every_call_is_right(call):
 def test_every_call_repeats_to_the_bit(call):
     name, tensors, options = call
     seed = options.pop("seed", None)
-    generators = [
-        {} if seed is None else {"generator": torch.Generator().manual_seed(seed)} for _ in range(2)
-    ]
+    generators = [{} if seed is None else {"generator": seeded_generator(seed)} for _ in range(2)]
     a, b = (evaluate(getattr(fastvae, name), tensors, **options, **g) for g in generators)
     for x, y in zip((*a.outputs, *a.grads.values()), (*b.outputs, *b.grads.values()), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
@@ -126,6 +133,6 @@ def test_arguments_swapped(shape, dtype):
 @given(shapes, dtypes, st.integers(0, 2**63 - 1))
 def test_sampling_ops_agree(shape, dtype, seed):
     mu, logvar = latents(shape, dtype).values()
-    z = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(seed))
-    joint = sample_and_kl(mu, logvar, generator=torch.Generator().manual_seed(seed))
+    z = reparameterize(mu, logvar, generator=seeded_generator(seed))
+    joint = sample_and_kl(mu, logvar, generator=seeded_generator(seed))
     assert torch.equal(z, joint[0])

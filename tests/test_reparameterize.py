@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import check, evaluate, noise_seed
-from cases import DTYPES, EMPTY_SHAPES, HALVES, SHAPES, latents, noise
+from cases import DTYPES, EMPTY_SHAPES, HALVES, SHAPES, latents, noise, seeded_generator
 
 from fastvae import reparameterize
 from fastvae.random import philox_normal
@@ -58,10 +58,10 @@ def test_given_noise_wider_than_mu_is_rounded_once():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_return_eps_gives_the_noise_that_was_used(dtype):
     mu, logvar = latents((5, 300), dtype).values()
-    z, eps = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3), return_eps=True)
+    z, eps = reparameterize(mu, logvar, generator=seeded_generator(3), return_eps=True)
     assert (eps.dtype, eps.shape, eps.requires_grad) == (dtype, mu.shape, False)
     assert torch.equal(eps, philox_normal(5, 300, seed=noise_seed(3), dtype=dtype))
-    assert torch.equal(z, reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(z, reparameterize(mu, logvar, generator=seeded_generator(3)))
     if dtype not in HALVES:  # there the noise is used unrounded
         assert torch.equal(z, reparameterize(mu, logvar, eps=eps))
 
@@ -79,13 +79,13 @@ def test_return_eps_with_gradients(dtype):
     tensors = latents((5, 300), dtype)
     z, eps = reparameterize(
         *(t.requires_grad_() for t in tensors.values()),
-        generator=torch.Generator().manual_seed(3),
+        generator=seeded_generator(3),
         return_eps=True,
     )
     assert not eps.requires_grad
     g = noise((5, 300), dtype)
     grads = torch.autograd.grad(z, list(tensors.values()), g)
-    alone = evaluate(reparameterize, tensors, [g], generator=torch.Generator().manual_seed(3))
+    alone = evaluate(reparameterize, tensors, [g], generator=seeded_generator(3))
     assert torch.equal(grads[0], alone.grads["mu"])
     assert torch.equal(grads[1], alone.grads["logvar"])
 
@@ -109,16 +109,14 @@ def test_gradient_of_logvar_does_not_cancel_when_sigma_is_tiny(dtype):
 
 def test_without_gradients_gives_the_same_sample():
     mu, logvar = latents((9, 1000)).values()
-    expected = evaluate(
-        reparameterize, {"mu": mu, "logvar": logvar}, generator=torch.Generator().manual_seed(1)
-    )
+    expected = evaluate(reparameterize, {"mu": mu, "logvar": logvar}, generator=seeded_generator(1))
     with torch.no_grad():
         assert torch.equal(
-            reparameterize(mu, logvar, generator=torch.Generator().manual_seed(1)),
+            reparameterize(mu, logvar, generator=seeded_generator(1)),
             expected.outputs[0],
         )
     with torch.inference_mode():
         assert torch.equal(
-            reparameterize(mu, logvar, generator=torch.Generator().manual_seed(1)),
+            reparameterize(mu, logvar, generator=seeded_generator(1)),
             expected.outputs[0],
         )

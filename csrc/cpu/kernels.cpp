@@ -201,11 +201,12 @@ void latent_as(const LatentArgs& args, int64_t event, int64_t begin, int64_t end
       *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
     for_each_vector<T, false>(n, [&](int j) {
       const V l = V::load(from_logvar + j);
-      V g_mu(0), g_logvar(0);
+      V g_mu(0), g_logvar(0), sigma(0);
+      if constexpr (kSample) sigma = standard_deviation(l);
       if constexpr (kPrior != Prior::none) {
         Kl<V> kl;
         if constexpr (kPrior == Prior::standard) {
-          kl = kl_standard(V::load(from_mu + j), l);
+          kl = kl_standard(V::load(from_mu + j), l, kSample ? sigma * sigma : exponential(l));
         } else {
           kl = kl_between(V::load(from_mu + j), l, V::load(from_mu_p + j), V::load(from_logvar_p + j));
         }
@@ -221,7 +222,7 @@ void latent_as(const LatentArgs& args, int64_t event, int64_t begin, int64_t end
         }
       }
       if constexpr (kSample) {
-        const V e = V::load(eps + j), sigma = standard_deviation(l);
+        const V e = V::load(eps + j);
         if constexpr (kGradient) {
           const V g = V::load(from_dz + j);
           g_mu = g + g_mu;

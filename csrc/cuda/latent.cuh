@@ -94,11 +94,12 @@ FASTVAE_DEVICE T latent_pack(const Operands& o, int64_t pack, T scale, uint64_t 
   const Gradient<T> gradient{scale, o.round};
   FASTVAE_UNROLL
   for (int j = 0; j < W; ++j) {
-    T g_mu = 0, g_logvar = 0;
+    T g_mu = 0, g_logvar = 0, sigma = 0;
+    if constexpr (kSample) sigma = standard_deviation(logvar[j]);
     if constexpr (kPrior != Prior::none) {
       Kl<T> kl;
       if constexpr (kPrior == Prior::standard) {
-        kl = kl_standard(mu[j], logvar[j]);
+        kl = kl_standard(mu[j], logvar[j], kSample ? sigma * sigma : exponential(logvar[j]));
       } else {
         kl = kl_between(mu[j], logvar[j], mu_p[j], logvar_p[j]);
       }
@@ -114,7 +115,6 @@ FASTVAE_DEVICE T latent_pack(const Operands& o, int64_t pack, T scale, uint64_t 
       }
     }
     if constexpr (kSample) {
-      const T sigma = standard_deviation(logvar[j]);
       if constexpr (kGradient) {
         g_mu = dz[j] + g_mu;
         g_logvar = dz[j] * sample_d_logvar(sigma, eps[j]) + g_logvar;
@@ -166,9 +166,11 @@ struct LatentPass {
   }
 };
 
-// Packs of eight take the registers of a fourth block.
+// Packs of eight take the registers of a fourth block, with a prior those of a third.
 template <class Access, class S, Prior kPrior, bool kSample, bool kGradient>
-__global__ void __launch_bounds__(kThreads, Access::kWidth == 8 ? 3 : kResidentBlocks<Arithmetic<S>>)
+__global__ void __launch_bounds__(kThreads, Access::kWidth < 8                  ? kResidentBlocks<Arithmetic<S>>
+                                            : kSample && kPrior == Prior::given ? 2
+                                                                                : 3)
     latent_kernel(const __grid_constant__ LatentParams<Access> p) {
   using T = Arithmetic<S>;
   const auto& o = p.operands;
@@ -225,20 +227,16 @@ cudaError_t launch_latent(const LatentOperands<Access>& operands, const LatentAr
   const bool sample = args.z.data != nullptr || args.dz.data != nullptr;
   const bool gradient = args.d_mu.data != nullptr || args.d_logvar.data != nullptr || args.d_mu_p.data != nullptr ||
                         args.d_logvar_p.data != nullptr || args.d_eps.data != nullptr;
-  const auto enqueue = [&](auto* kernel) { kernel<<<params.work.blocks, kThreads, 0, launch.stream>>>(params); };
-  if (sample && gradient) {
-    enqueue(latent_kernel<Access, S, kPrior, true, true>);
-  } else if (sample) {
-    enqueue(latent_kernel<Access, S, kPrior, true, false>);
+  void (*kernel)(LatentParams<Access>) = nullptr;
+  if (sample) {
+    kernel = gradient ? latent_kernel<Access, S, kPrior, true, true> : latent_kernel<Access, S, kPrior, true, false>;
   } else if constexpr (kPrior != Prior::none) {
-    if (gradient) {
-      enqueue(latent_kernel<Access, S, kPrior, false, true>);
-    } else {
-      enqueue(latent_kernel<Access, S, kPrior, false, false>);
-    }
+    kernel = gradient ? latent_kernel<Access, S, kPrior, false, true> : latent_kernel<Access, S, kPrior, false, false>;
   }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  if (params.target.partials == nullptr) return cudaSuccess;
+  if (kernel == nullptr) return cudaErrorInvalidValue;  // nothing was asked for
+  if (const cudaError_t error = enqueue(kernel, params.work.blocks, params, launch);
+      error != cudaSuccess || params.target.partials == nullptr)
+    return error;
   return finish({}, {}, params.work, params.target, {}, launch);
 }
 

@@ -107,7 +107,7 @@ FASTVAE_DEVICE Pack<S, W> load_pack(const S* from) {
 template <class S, int W>
 FASTVAE_DEVICE void store_pack(S* to, const Pack<S, W>& pack) {
   FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) reinterpret_cast<uint4*>(to)[q] = pack.quad[q];
+  for (int q = 0; q < pack.kQuads; ++q) __stwb(reinterpret_cast<uint4*>(to) + q, pack.quad[q]);  // never in four pieces
 }
 
 FASTVAE_DEVICE void widen_word(uint32_t word, BFloat16, float* to) {

@@ -56,8 +56,7 @@ cudaError_t launch_normal(const NormalArgs& args, int64_t numel, const Launch& l
                    reinterpret_cast<uintptr_t>(args.out.data) % 16 == 0;
   const int64_t blocks = std::min<int64_t>(ceil_div(numel + W, int64_t(W) * kThreads),
                                            multiprocessors(launch.device) * kBlocksPerMultiprocessor);
-  normal_kernel<S><<<static_cast<int>(blocks), kThreads, 0, launch.stream>>>(params);
-  return cudaGetLastError();
+  return enqueue(normal_kernel<S>, blocks, params, launch);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The pass over the images, and over the latents' KL divergence beside it: reconstruction_loss and vae_loss. Reads
-// recon_x and x once and writes their gradients while the values are in registers; the first blocks take the images,
-// the others the latents. At these sizes of a pack the memory bus is the limit: some 60 instructions for 48 bytes.
+// recon_x and x once and writes their gradients while the values are in registers. The first blocks take the latents,
+// as they are done soon, the others the images: there the memory bus is the limit, with some 60 instructions for 48
+// bytes.
 #pragma once
 
 #include "../math/likelihood.h"
@@ -98,16 +99,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Arithmetic<R>>)
   const int block = static_cast<int>(blockIdx.x);
   const bool alone = p.combination.loss != nullptr;  // one block for both
   double recon = 0, kl = 0;
-  if (alone || block < p.recon_work.blocks) {
+  if (alone || block >= p.kl_work.blocks) {
     const ReconstructionPass<Access, R, X, Nll, kBackward> pass{p.recon, static_cast<T>(p.recon.scale)};
-    for_each_item<kUnroll<Access>>(p.recon_work, Access::kWidth, block, pass,
+    for_each_item<kUnroll<Access>>(p.recon_work, Access::kWidth, alone ? 0 : block - p.kl_work.blocks, pass,
                                    [&](int64_t item, double sum) { recon = p.recon_target(item, sum); });
   }
-  if (alone || block >= p.recon_work.blocks) {
+  if (alone || block < p.kl_work.blocks) {
     const LatentPass<Elements<T>, T, T, Prior::standard, false, true, KlOperands<Elements<T>>> pass{
         p.kl, static_cast<T>(p.kl.scale * value_of(p.kl.weight)), 0, 0};
-    for_each_item<1>(p.kl_work, 1, alone ? 0 : block - p.recon_work.blocks, pass,
-                     [&](int64_t item, double sum) { kl = p.kl_target(item, sum); });
+    for_each_item<1>(p.kl_work, 1, block, pass, [&](int64_t item, double sum) { kl = p.kl_target(item, sum); });
   }
   if (alone && threadIdx.x == 0) combine(p.combination, 0, recon, kl);
 }
@@ -144,12 +144,10 @@ cudaError_t launch_objective(const ReconstructionOperands<Access>& operands, int
   const bool alone = params.combination.loss != nullptr;
   const int blocks = alone ? 1 : params.recon_work.blocks + params.kl_work.blocks;
   if (blocks == 0) return cudaSuccess;
-  if (operands.upstream.data != nullptr) {
-    objective_kernel<Access, R, X, Nll, true><<<blocks, kThreads, 0, launch.stream>>>(params);
-  } else {
-    objective_kernel<Access, R, X, Nll, false><<<blocks, kThreads, 0, launch.stream>>>(params);
-  }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !unfinished) return error;
+  const auto kernel = operands.upstream.data == nullptr ? objective_kernel<Access, R, X, Nll, false>
+                                                        : objective_kernel<Access, R, X, Nll, true>;
+  if (const cudaError_t error = enqueue(kernel, blocks, params, launch); error != cudaSuccess || !unfinished)
+    return error;
   return finish(params.recon_work, params.recon_target, params.kl_work, params.kl_target, kl.combination, launch);
 }
 

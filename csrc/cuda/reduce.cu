@@ -79,8 +79,7 @@ cudaError_t finish(const Work& recon_work, const Target& recon, const Work& kl_w
   if (params.results == 0) return cudaSuccess;
   params.by_warp = params.results > 1;
   const int64_t blocks = params.by_warp ? ceil_div(params.results, kThreads / kWarp) : 1;
-  finish_kernel<<<static_cast<int>(std::min<int64_t>(blocks, kMostBlocks)), kThreads, 0, launch.stream>>>(params);
-  return cudaGetLastError();
+  return enqueue(finish_kernel, std::min<int64_t>(blocks, kMostBlocks), params, launch);
 }
 
 }  // namespace fastvae::cuda

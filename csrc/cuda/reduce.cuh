@@ -129,6 +129,13 @@ struct Target {
 
 // ---- On the host.
 
+// The one way in which kernels are launched.
+template <class Params>
+cudaError_t enqueue(void (*kernel)(Params), int64_t blocks, const Params& params, const Launch& launch) {
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, launch.stream);
+}
+
 int multiprocessors(int device);
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t chunk_of(int64_t numel) { return numel <= kManyElements ? kShortChunk : kLongChunk; }

@@ -59,8 +59,7 @@ cudaError_t scale(const ScaleArgs& args, const Launch& launch) {
   if (most == 0) return cudaSuccess;
   const int64_t blocks =
       std::min<int64_t>(ceil_div(most, kThreads), multiprocessors(launch.device) * kBlocksPerMultiprocessor);
-  scale_kernel<<<static_cast<int>(blocks), kThreads, 0, launch.stream>>>(params);
-  return cudaGetLastError();
+  return enqueue(scale_kernel, blocks, params, launch);
 }
 
 }  // namespace fastvae::cuda

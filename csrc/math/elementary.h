@@ -124,12 +124,16 @@ struct ExpParts {
 };
 
 template <class T>
-FASTVAE_INLINE ExpParts<T> exp_parts(T x) {
+FASTVAE_INLINE ExpParts<T> exp_parts(T x, T exp_x) {
   using C = Constants<ScalarOf<T>>;
   const auto small = (x > T(-1)) & (x < T(2));
   const T near = x * x * C::expm1_minus_polynomial(x);
-  const T expm1 = select(small, near + x, exponential(x) - T(1));
+  const T expm1 = select(small, near + x, exp_x - T(1));
   return {expm1, select(small, near, expm1 - x)};
+}
+template <class T>
+FASTVAE_INLINE ExpParts<T> exp_parts(T x) {
+  return exp_parts(x, exponential(x));
 }
 
 // log of x / 2^kScale, a number in (0, 1], given 1 minus that number as well: near 1 only this has the digits. The

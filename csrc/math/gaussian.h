@@ -32,11 +32,12 @@ struct Kl {
   T d_logvar_p;
 };
 
-// KL(N(mu, e^l) || N(0, 1)) = ((e^l - 1 - l) + mu^2) / 2: a sum of two terms that are never negative.
+// KL(N(mu, e^l) || N(0, 1)) = ((e^l - 1 - l) + mu^2) / 2: a sum of two terms that are never negative. Given e^l, of
+// which only the digits away from 1 are used: where there is a sample it is sigma^2.
 template <class T>
-FASTVAE_INLINE Kl<T> kl_standard(T mu, T logvar) {
+FASTVAE_INLINE Kl<T> kl_standard(T mu, T logvar, T variance) {
   const T half = T(ScalarOf<T>(0.5));
-  const ExpParts<T> e = exp_parts(logvar);
+  const ExpParts<T> e = exp_parts(logvar, variance);
   return {half * multiply_add(mu, mu, e.expm1_minus), mu, half * e.expm1, T(0), T(0)};
 }
 

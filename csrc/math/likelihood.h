@@ -1,6 +1,6 @@
 // The likelihoods: for one element, the negative log-likelihood of x under the decoder's output and its derivatives. A
-// new one is a struct here, an entry in cpu/kernels.h and kernels.cpp, and a name in ops/likelihood.h; CONTRIBUTING.md
-// has the list.
+// new one is a struct here, a name in kernels.h and ops/likelihood.h, and a case beside the others in the kernels;
+// CONTRIBUTING.md has the list.
 #pragma once
 
 #include "scalar.h"

@@ -1,12 +1,10 @@
 #include "device.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
 
 #include "../cpu/kernels.h"
 
 #if defined(FASTVAE_CUDA)
-#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -26,29 +24,6 @@ void on_cuda(const Tensor& on, int64_t partials, F launch) {
   if (partials > 0) memory = at::empty({partials}, on.options().dtype(at::kDouble));
   C10_CUDA_CHECK(launch(cuda::Launch{c10::cuda::getCurrentCUDAStream(), on.device().index(),
                                      partials > 0 ? memory.mutable_data_ptr<double>() : nullptr}));
-}
-
-Noise cuda_noise(const Tensor& like, const std::optional<at::Generator>& generator, const Tensor& state) {
-  auto* cuda = at::get_generator_or_default<at::CUDAGeneratorImpl>(
-      generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
-  // The least step there is; our noise takes one offset for a whole draw.
-  constexpr uint64_t kStep = 4;
-  at::PhiloxCudaState philox;
-  {
-    std::lock_guard<std::mutex> lock(cuda->mutex_);
-    philox = cuda->philox_cuda_state(kStep);
-  }
-  Noise noise;
-  if (philox.captured_) {
-    noise.seed_at = philox.seed_.ptr;
-    noise.offset_at = philox.offset_.ptr;
-    noise.offset = philox.offset_intragraph_;
-  } else {
-    noise.seed = philox.seed_.val;
-    noise.offset = philox.offset_.val;
-  }
-  noise.keep = state.mutable_data_ptr<int64_t>();
-  return noise;
 }
 
 #define FASTVAE_ON_CUDA(on, partials, call)                                        \
@@ -92,33 +67,6 @@ void run_scale(const Tensor& on, const ScaleArgs& args) {
   if (on.is_meta()) return;
   FASTVAE_ON_CUDA(on, 0, scale(args, launch))
   cpu::scale(args);
-}
-
-Draw draw(const Tensor& like, const std::optional<at::Generator>& generator) {
-  Draw draw;
-  draw.state = at::empty({2}, like.options().dtype(at::kLong));
-  if (like.is_meta()) return draw;
-#if defined(FASTVAE_CUDA)
-  if (like.is_cuda()) {
-    draw.noise = cuda_noise(like, generator, draw.state);
-    return draw;
-  }
-#endif
-  auto* cpu = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
-  std::lock_guard<std::mutex> lock(cpu->mutex_);
-  int64_t* seed_and_offset = draw.state.mutable_data_ptr<int64_t>();
-  seed_and_offset[0] = static_cast<int64_t>(cpu->random64());
-  seed_and_offset[1] = 0;
-  draw.noise = remembered(draw.state);
-  return draw;
-}
-
-Noise remembered(const Tensor& state) {
-  Noise noise;
-  if (state.is_meta()) return noise;
-  noise.seed_at = state.const_data_ptr<int64_t>();
-  noise.offset_at = noise.seed_at + 1;
-  return noise;
 }
 
 }  // namespace fastvae

@@ -1,0 +1,1 @@
+#pragma once  // device.cpp has what is needed of it

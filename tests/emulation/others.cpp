@@ -1,0 +1,3 @@
+#include "../../csrc/cuda/noise.cu"
+#include "../../csrc/cuda/reduce.cu"
+#include "../../csrc/cuda/scale.cu"
