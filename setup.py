@@ -60,8 +60,8 @@ KERNEL_FLAGS = [
 # As on the CPU: where a multiplication and an addition become one is written down (math/scalar.h), so that a gradient comes
 # out the same from every kernel.
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=--warn-on-spills"]
-# Turing to Blackwell, and what comes after.
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Turing to Blackwell; PTX of the newest is for what comes after.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
 INSTRUCTION_SETS = {"baseline": []}
@@ -135,6 +135,13 @@ def find_toolkit() -> Toolkit | str:
     return f"no nvcc was found in CUDA_HOME, on the PATH, in /usr/local/cuda or in Python's packages; one from there: {remedy}"
 
 
+def default_architectures(toolkit: Toolkit) -> str:
+    """As many of ours as this nvcc knows: CUDA 12.6 has no Blackwell."""
+    known = re.findall(r"compute_(\d+)", output_of(toolkit.home / "bin/nvcc", "--list-gpu-arch"))
+    ours = [arch for arch in CUDA_ARCHITECTURES if arch.replace(".", "") in known]
+    return ";".join(ours or CUDA_ARCHITECTURES) + "+PTX"
+
+
 CUDA = find_toolkit()
 if isinstance(CUDA, str):
     if os.environ.get("FASTVAE_CUDA") == "1":
@@ -143,7 +150,7 @@ if isinstance(CUDA, str):
 else:
     # torch looks one folder too high where nvcc is a link, and for a GPU where no architecture is given.
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(CUDA.home)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(CUDA))
 
 
 # The build ----------------------------------------------------------------------------------------
