@@ -43,6 +43,7 @@ def _rank(rank: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     torch.save(work(rank, *args), f"{folder}/{rank}.pt")
+    dist.barrier()  # one that left while the other is still connecting would take it down
     dist.destroy_process_group()
 
 
