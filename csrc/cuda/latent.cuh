@@ -166,11 +166,17 @@ struct LatentPass {
   }
 };
 
-// Packs of eight take the registers of a fourth block, with a prior those of a third.
+// As many blocks as there are registers for without spilling: fewer for packs of eight, fewest where a prior's
+// gradients meet a sample's.
+template <class Access, class T, Prior kPrior, bool kSample, bool kGradient>
+constexpr int latent_blocks() {
+  if (sizeof(T) == 8 || Access::kWidth == 1) return kResidentBlocks<T>;
+  if (kPrior == Prior::given && kSample && kGradient) return Access::kWidth == 8 ? 1 : 3;
+  return Access::kWidth < 8 ? kResidentBlocks<T> : kPrior == Prior::given && kSample ? 2 : 3;
+}
+
 template <class Access, class S, Prior kPrior, bool kSample, bool kGradient>
-__global__ void __launch_bounds__(kThreads, Access::kWidth < 8                  ? kResidentBlocks<Arithmetic<S>>
-                                            : kSample && kPrior == Prior::given ? 2
-                                                                                : 3)
+__global__ void __launch_bounds__(kThreads, latent_blocks<Access, Arithmetic<S>, kPrior, kSample, kGradient>())
     latent_kernel(const __grid_constant__ LatentParams<Access> p) {
   using T = Arithmetic<S>;
   const auto& o = p.operands;
