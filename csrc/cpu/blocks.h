@@ -40,11 +40,16 @@ template <class S>
 FASTVAE_INLINE void narrow(S x, double& to) {
   to = static_cast<double>(x);
 }
+template <class T>  // float or a vector of it
+FASTVAE_INLINE T rounded_to_bfloat16(T x) {
+  using UInt = typename Traits<T>::UInt;
+  const UInt bits = bit_cast<UInt>(x);
+  const UInt rounded = (bits + UInt(0x7fffu) + ((bits >> 16) & UInt(1u))) & UInt(0xffff0000u);
+  return select(x == x, bit_cast<T>(rounded), bit_cast<T>(UInt(0x7fc00000u)));
+}
 template <class S>
 FASTVAE_INLINE void narrow(S x, BFloat16& to) {
-  const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(x));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  to.bits = static_cast<uint16_t>(bit_cast<uint32_t>(rounded_to_bfloat16(static_cast<float>(x))) >> 16);
 }
 template <class S>
 FASTVAE_INLINE void narrow(S x, Float16& to) {
@@ -53,10 +58,34 @@ FASTVAE_INLINE void narrow(S x, Float16& to) {
   const uint32_t normal = (bits - ((127u - 15u) << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
   const float aligner = 0.5f;  // its unit of rounding is the smallest half
   const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(bits) + aligner) - bit_cast<uint32_t>(aligner);
-  const uint32_t special = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t special = bits > 0x7f800000u ? 0x7e00u | ((bits >> 13) & 0x3ffu) : 0x7c00u;
   const uint32_t half = bits < (113u << 23) ? subnormal : (bits >= (143u << 23) ? special : normal);
   to.bits = static_cast<uint16_t>(half | ((all >> 16) & 0x8000u));
 }
+
+// A run of them.
+template <class Stored, class T>
+FASTVAE_INLINE void widen(const Stored* from, T* to, int n) {
+  for (int j = 0; j < n; ++j) to[j] = static_cast<T>(widen(from[j]));
+}
+template <class T, class Stored>
+FASTVAE_INLINE void narrow(const T* from, Stored* to, int n) {
+  for (int j = 0; j < n; ++j) narrow(from[j], to[j]);
+}
+#if defined(__F16C__)
+FASTVAE_INLINE void widen(const Float16* from, float* to, int n) {
+  int j = 0;
+  for (; j + 8 <= n; j += 8)
+    _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j))));
+  for (; j < n; ++j) to[j] = widen(from[j]);
+}
+FASTVAE_INLINE void narrow(const float* from, Float16* to, int n) {
+  int j = 0;
+  for (; j + 8 <= n; j += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), _mm256_cvtps_ph(_mm256_loadu_ps(from + j), 0));
+  for (; j < n; ++j) narrow(from[j], to[j]);
+}
+#endif
 
 // Calls visit(first element, its offset in memory, length) for each run of [i, i + n) along the innermost dimension.
 template <class Visit>
@@ -142,7 +171,7 @@ class Input {
               return;
             }
           }
-          for (int j = 0; j < run; ++j) to[j] = static_cast<T>(widen(from[j]));
+          widen(from, to, run);
         } else {
           for (int j = 0; j < run; ++j) to[j] = static_cast<T>(widen(from[j * step]));
         }
@@ -205,7 +234,7 @@ class Output {
         Stored* to = static_cast<Stored*>(view_.data) + offset;
         const T* from = buffer_ + done;
         if (step == 1) {
-          for (int j = 0; j < run; ++j) narrow(from[j], to[j]);
+          narrow(from, to, run);
         } else {
           for (int j = 0; j < run; ++j) narrow(from[j], to[j * step]);
         }

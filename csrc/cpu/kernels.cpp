@@ -92,15 +92,12 @@ class Gradient {
   }
 
  private:
-  static Vec<T> rounded(Vec<T> g) {
-    alignas(64) T lanes[Vec<T>::kLanes];
-    g.store(lanes);
-    for (T& lane : lanes) {
-      BFloat16 narrowed;
-      narrow(lane, narrowed);
-      lane = static_cast<T>(widen(narrowed));
-    }
-    return Vec<T>::load(lanes);
+  static FASTVAE_INLINE Vec<float> rounded(Vec<float> g) { return rounded_to_bfloat16(g); }
+  static FASTVAE_INLINE Vec<double> rounded(Vec<double> g) {
+    for (auto& part : g.part)
+      for (size_t l = 0; l < sizeof(part) / sizeof(double); ++l)
+        part[l] = rounded_to_bfloat16(static_cast<float>(part[l]));
+    return g;
   }
 
   Vec<T> scale_;
@@ -199,7 +196,7 @@ void latent_as(const LatentArgs& args, int64_t event, int64_t begin, int64_t end
     }
     T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
       *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
-    for_each_vector<T, false>(n, [&](int j) {
+    for_each_vector<T, false>(n, [&](int j) __attribute__((always_inline)) {
       const V l = V::load(from_logvar + j);
       V g_mu(0), g_logvar(0), sigma(0);
       if constexpr (kSample) sigma = standard_deviation(l);

@@ -12,12 +12,27 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
+// FASTVAE_X86(op) is the intrinsic for one register, of the types Floats, Doubles and Integers.
 #if defined(__AVX512F__)
 constexpr int kRegisterBytes = 64;
+#define FASTVAE_X86(op) _mm512_##op
+using Floats = __m512;
+using Doubles = __m512d;
+using Integers = __m512i;
 #elif defined(__AVX2__)
 constexpr int kRegisterBytes = 32;
+#define FASTVAE_X86(op) _mm256_##op
+using Floats = __m256;
+using Doubles = __m256d;
+using Integers = __m256i;
 #else
 constexpr int kRegisterBytes = 16;
+#if defined(__x86_64__)
+#define FASTVAE_X86(op) _mm_##op
+using Floats = __m128;
+using Doubles = __m128d;
+using Integers = __m128i;
+#endif
 #endif
 constexpr int kRegisters = 2;
 
@@ -151,29 +166,23 @@ FASTVAE_INLINE Vec<double> to_real(Vec<int64_t> a) {  // |a| < 2^51: added to th
 }
 
 FASTVAE_INLINE Vec<float> square_root(Vec<float> a) {
-#if defined(__AVX512F__)
-  for (auto& part : a.part) part = (Vec<float>::Register)_mm512_sqrt_ps((__m512)part);
-#elif defined(__AVX2__)
-  for (auto& part : a.part) part = (Vec<float>::Register)_mm256_sqrt_ps((__m256)part);
-#elif defined(__x86_64__)
-  for (auto& part : a.part) part = (Vec<float>::Register)_mm_sqrt_ps((__m128)part);
+  for (auto& part : a.part) {
+#if defined(__x86_64__)
+    part = (Vec<float>::Register)FASTVAE_X86(sqrt_ps)((Floats)part);
 #else
-  for (auto& part : a.part)
     for (int lane = 0; lane < 4; ++lane) part[lane] = __builtin_sqrtf(part[lane]);
 #endif
+  }
   return a;
 }
 FASTVAE_INLINE Vec<double> square_root(Vec<double> a) {
-#if defined(__AVX512F__)
-  for (auto& part : a.part) part = (Vec<double>::Register)_mm512_sqrt_pd((__m512d)part);
-#elif defined(__AVX2__)
-  for (auto& part : a.part) part = (Vec<double>::Register)_mm256_sqrt_pd((__m256d)part);
-#elif defined(__x86_64__)
-  for (auto& part : a.part) part = (Vec<double>::Register)_mm_sqrt_pd((__m128d)part);
+  for (auto& part : a.part) {
+#if defined(__x86_64__)
+    part = (Vec<double>::Register)FASTVAE_X86(sqrt_pd)((Doubles)part);
 #else
-  for (auto& part : a.part)
     for (int lane = 0; lane < 2; ++lane) part[lane] = __builtin_sqrt(part[lane]);
 #endif
+  }
   return a;
 }
 
@@ -188,18 +197,20 @@ FASTVAE_INLINE Vec<float> to_real_unsigned(Vec<uint32_t> a) {
 #endif
 }
 
-#if defined(__AVX512F__)
-// What AVX-512 has in one instruction, with the same bits. min and max return their second operand where one is a NaN.
-FASTVAE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+// What takes one instruction here, with the same bits.
+#if defined(__x86_64__)
+FASTVAE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {  // the second operand where one is a NaN
   for (int i = 0; i < kRegisters; ++i)
-    x.part[i] = (Vec<float>::Register)_mm512_min_ps((__m512)bound.part[i], (__m512)x.part[i]);
+    x.part[i] = (Vec<float>::Register)FASTVAE_X86(min_ps)((Floats)bound.part[i], (Floats)x.part[i]);
   return x;
 }
 FASTVAE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
   for (int i = 0; i < kRegisters; ++i)
-    x.part[i] = (Vec<float>::Register)_mm512_max_ps((__m512)bound.part[i], (__m512)x.part[i]);
+    x.part[i] = (Vec<float>::Register)FASTVAE_X86(max_ps)((Floats)bound.part[i], (Floats)x.part[i]);
   return x;
 }
+#endif
+#if defined(__AVX512F__)
 FASTVAE_INLINE Vec<float> scale_by_power(Vec<float> mantissa, Vec<float> n) {
   for (int i = 0; i < kRegisters; ++i)
     mantissa.part[i] = (Vec<float>::Register)_mm512_scalef_ps((__m512)mantissa.part[i], (__m512)n.part[i]);
@@ -214,13 +225,10 @@ FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n) {
 
 // The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
-  using Register [[maybe_unused]] = Vec<uint64_t>::Register;
-#if defined(__AVX512F__)
-  for (auto& part : a.part) part = (Register)_mm512_mul_epu32((__m512i)part, _mm512_set1_epi64(m));
-#elif defined(__AVX2__)
-  for (auto& part : a.part) part = (Register)_mm256_mul_epu32((__m256i)part, _mm256_set1_epi64x(m));
-#elif defined(__x86_64__)
-  for (auto& part : a.part) part = (Register)_mm_mul_epu32((__m128i)part, _mm_set1_epi64x(m));
+#if defined(__x86_64__)
+  const Vec<uint64_t> factor(m);
+  for (int i = 0; i < kRegisters; ++i)
+    a.part[i] = (Vec<uint64_t>::Register)FASTVAE_X86(mul_epu32)((Integers)a.part[i], (Integers)factor.part[i]);
 #else
   for (auto& part : a.part) part = (part & 0xffffffffu) * static_cast<uint64_t>(m);
 #endif
@@ -229,12 +237,9 @@ FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
 
 // Past the caches, to memory that is aligned to 64 bytes; fence() before another thread may read it.
 FASTVAE_INLINE void stream(float* to, Vec<float> a) {
-#if defined(__AVX512F__)
-  for (int i = 0; i < kRegisters; ++i) _mm512_stream_ps(to + 16 * i, (__m512)a.part[i]);
-#elif defined(__AVX2__)
-  for (int i = 0; i < kRegisters; ++i) _mm256_stream_ps(to + 8 * i, (__m256)a.part[i]);
-#elif defined(__x86_64__)
-  for (int i = 0; i < kRegisters; ++i) _mm_stream_ps(to + 4 * i, (__m128)a.part[i]);
+#if defined(__x86_64__)
+  for (int i = 0; i < kRegisters; ++i)
+    FASTVAE_X86(stream_ps)(to + i * (Vec<float>::kLanes / kRegisters), (Floats)a.part[i]);
 #else
   a.store(to);
 #endif
