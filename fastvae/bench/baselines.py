@@ -7,6 +7,7 @@ first, as autocast does and as diffusers writes it: otherwise a sum overflows in
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -151,11 +152,20 @@ FUNCTIONS: dict[str, dict[str, Function]] = {
 }
 
 
+def _after_sigmoid(function: Function) -> Function:
+    def composed(hidden: Tensor, *rest: Tensor) -> Any:
+        return function(hidden.sigmoid(), *rest)
+
+    return composed
+
+
 def functions(case: Case) -> dict[str, Function]:
     """fastvae and what can be called without compiling, for the inputs of `case`."""
     found = dict(FUNCTIONS[case.op])
     if case.eps_given:
         found.pop("distributions", None)  # it only draws its own
+    if case.after_sigmoid:
+        found = {name: _after_sigmoid(function) for name, function in found.items()}
     return found
 
 
@@ -229,6 +239,23 @@ class Torch:
         return [t.detach() for t in outputs], list(gradients)
 
 
+def compile_alone(function: Any, mode: str | None = None) -> Function:
+    """`function` compiled for the shapes it meets first.
+
+    A copy of it: Dynamo keeps what it compiled with the code, where two closures of one code would look through each
+    other's programs in every call.
+    """
+    own = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made: Function = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+    return made
+
+
 class Compiled(Torch):
     """torch.compile of a function, for these shapes alone, as in a program of its own.
 
@@ -243,8 +270,7 @@ class Compiled(Torch):
         upstream: list[Tensor | None],
         mode: str | None = None,
     ) -> None:
-        compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
-        super().__init__(compiled, inputs, upstream)
+        super().__init__(compile_alone(function, mode), inputs, upstream)
 
     def timed(self, which: str) -> Timed | None:
         plain = super().timed(which)

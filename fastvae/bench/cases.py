@@ -45,9 +45,12 @@ class Case:
     latent: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     eps_given: bool = False
+    after_sigmoid: bool = False  # recon_x is what a sigmoid takes, and the pass goes through it
 
     @property
     def label(self) -> str:
+        if self.after_sigmoid:
+            return f"sigmoid, {self.op}"
         return f"{self.op} (eps given)" if self.eps_given else self.op
 
     @property
@@ -138,6 +141,12 @@ def op_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
         found += [Case(op, *MIDDLE, eps_given=True) for op in SAMPLING]
         found.append(Case("noise", *NOISE_SIZE))
     return found
+
+
+def sigmoid_cases() -> list[Case]:
+    """The objective behind a decoder that ends in a sigmoid: what a compiler can fuse, and an opaque op would forbid."""
+    found = [Case("vae_loss", *size, after_sigmoid=True) for size in VAE_SIZES]
+    return [*found, Case("vae_loss", *PIXELS_64, torch.bfloat16, after_sigmoid=True)]
 
 
 def growing(elements: int) -> Case:

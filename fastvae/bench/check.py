@@ -54,6 +54,8 @@ class Moments:
 def _truth(case: Case, leaves: list[Tensor], batch: int) -> tuple[Tensor, ...]:
     """The slice's share of the outputs; a loss is the sum over the slice, divided by the whole batch."""
     function: Any = getattr(reference, case.op)
+    if case.after_sigmoid:
+        leaves = [leaves[0].sigmoid(), *leaves[1:]]
     if case.op == "reparameterize":
         return (function(leaves[0], leaves[1], eps=leaves[2]),)
     if case.op == "sample_and_kl":

@@ -86,6 +86,8 @@ class Jax:
         def run(seed: Any, wanted: Any, other: Any) -> Any:
             if draws:
                 other = (jax.random.normal(jax.random.key(seed), shape, dtype),)
+            if case.after_sigmoid:
+                wanted = (jax.nn.sigmoid(wanted[0]), *wanted[1:])
             return _outputs(case.op, wanted, other)
 
         def pulled(seed: Any, wanted: Any, other: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import reference
-from fastvae.bench.baselines import FUNCTIONS, Timed
+from fastvae.bench.baselines import FUNCTIONS, Timed, compile_alone
 from fastvae.bench.cases import Case
 from fastvae.bench.check import distance
 
@@ -135,7 +135,7 @@ class Step:
             z = sample(mu, logvar)
             return vae_loss(model.decoder(z), x, mu, logvar), z, mu, logvar
 
-        self.terms = torch.compile(terms, fullgraph=True, dynamic=False) if compiled else terms
+        self.terms = compile_alone(terms) if compiled else terms
 
     def __call__(self, _: Any = None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A run: which cases in which order, each checked, then timed beside its baselines in rounds that call all in turn."""
+"""A run: which cases in which order, each checked, then timed beside its baselines in rounds that call all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from fastvae.bench.cases import (
     growing,
     growing_batch,
     op_cases,
+    sigmoid_cases,
 )
 from fastvae.bench.devices import Device
 from fastvae.bench.models import Model
@@ -115,7 +117,8 @@ class Entry:
         kind = "case"
         if self.model:
             kind = "tiny step" if self.case.pixels < 1 << 18 else "step"
-        compiling = COMPILING[kind] * modes * self.compiled
+        programs = modes + self.case.after_sigmoid
+        compiling = COMPILING[kind] * programs * self.compiled
         elements = self.case.pixels + self.case.latents
         return compiling + 1 + PER_ELEMENT[device] * elements * self.timings
 
@@ -158,6 +161,7 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
             for c in op_cases((torch.float32,))
         ]
         entries += [Entry("steps", m.case, m, passes=("step",)) for m in models.MODELS]
+        entries += [Entry("compiled", c, passes=c.passes) for c in sigmoid_cases()]
         top = 31 if cuda else 27
         sizes = [*range(8, top, 2), top]
         sizes.sort(key=lambda n: (n % 4 != 0, n))  # every second one first, the largest last
@@ -205,10 +209,11 @@ def _fixed(entry: Entry, device: Device) -> float:
 def interleave(
     device: Device, timed: Mapping[str, Timed], seconds: float, cold: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call, from rounds that call all in turn, in an order that rotates: whatever else the machine
-    does meets all of them, and none always runs after the same other."""
-    names = list(timed)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    """Seconds of each call, from rounds that call all in turn, in an order drawn for each round: whatever else the
+    machine does meets all of them, and none always runs after the same other, on the caches and threads that one left."""
+    order = list(timed)
+    drawn = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in order}
     for call in timed.values():  # compiles, faults pages in, settles the allocator
         deadline = time.perf_counter() + WARM_UP
         for _ in range(3):
@@ -218,8 +223,8 @@ def interleave(
     deadline = time.perf_counter() + seconds
     rounds = 0
     while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() < deadline):
-        first = rounds % len(names)
-        for name in names[first:] + names[:first]:
+        drawn.shuffle(order)
+        for name in order:
             times[name].append(device.time(timed[name], cold))
         rounds += 1
     return times
@@ -337,6 +342,8 @@ def _implementations(
         for name, mode in device.modes.items():
             notes[name] = f"of {fastest}"
             add(name, partial(Compiled, plain[fastest], inputs, upstream, mode))
+    if entry.compiled and case.after_sigmoid and "fastvae" in found:
+        add("fastvae-compile", partial(Compiled, plain["fastvae"], inputs, upstream))
     if entry.jax and (jax := _jax(device)) is not None:
         add("jax", partial(jax.Jax, case, inputs, upstream))
     return found, notes
