@@ -17,6 +17,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Generator, Tensor
+from torch.compiler import is_compiling
 
 from fastvae import _vmap  # noqa: F401 (registers its rules)
 from fastvae._ops import ops
@@ -38,7 +39,7 @@ _kl_normal = ops.kl_normal.default
 _sample_and_kl = ops.sample_and_kl.default
 _reconstruction_loss = ops.reconstruction_loss.default
 _vae_loss = ops.vae_loss.default
-# In compiled programs the reconstruction is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md has figures).
+# In compiled programs the objective is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md has figures).
 _reconstruction_loss_for_compiler = ops.reconstruction_loss_for_compiler.default
 _vae_loss_for_compiler = ops.vae_loss_for_compiler.default
 
@@ -225,7 +226,7 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        compiling = torch.compiler.is_compiling() and reduction != "none"
+        compiling = is_compiling() and reduction != "none"
         op = _reconstruction_loss_for_compiler if compiling else _reconstruction_loss
         nll: Tensor = op(recon_x, x, likelihood, reduction)
     except Exception as error:
@@ -233,6 +234,17 @@ def reconstruction_loss(
         _explain("reconstruction_loss", error, {"recon_x": recon_x, "x": x}, options)
         raise
     return nll
+
+
+def _weight(beta: float | Tensor) -> tuple[float, Tensor | None]:
+    """beta as a number times a tensor. (Apart from `vae_loss`, in which a compiled program guards each name looked up.)"""
+    if isinstance(beta, Tensor):
+        return 1.0, beta
+    if not isinstance(beta, numbers.Real):
+        raise TypeError(
+            f"fastvae.vae_loss: beta must be a float or a 0-dim tensor, but got {type(beta).__name__}"
+        )
+    return float(beta), None
 
 
 def vae_loss(
@@ -269,20 +281,16 @@ def vae_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     beta_tensor = None
-    if isinstance(beta, Tensor):
-        beta, beta_tensor = 1.0, beta
-    elif not isinstance(beta, (float, numbers.Real)):
-        raise TypeError(
-            f"fastvae.vae_loss: beta must be a float or a 0-dim tensor, but got {type(beta).__name__}"
-        )
+    if type(beta) is not float:
+        beta, beta_tensor = _weight(beta)
     try:
-        op = _vae_loss_for_compiler if torch.compiler.is_compiling() else _vae_loss
+        op = _vae_loss_for_compiler if is_compiling() else _vae_loss
         loss, recon, kl = op(
             recon_x,
             x,
             mu,
             logvar,
-            float(beta),
+            beta,
             beta_tensor,
             likelihood,
             reduction,

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import torch
 from accuracy import OUTPUTS, UNITS_OF_A_SUM, assert_accurate, evaluate, to_numpy, varied
-from cases import inputs, latents, noise, vae_inputs
+from cases import inputs, latents, noise, tensor, vae_inputs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -409,6 +410,26 @@ def test_numbers_hold_in_compiled_programs(backend):
     broken = evaluate(compiled(loss, backend), tensors)
     assert broken.outputs[0].isnan() and broken.grads["recon_x"][2, 3].isnan()
     assert broken.grads["recon_x"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_the_kl_keeps_its_digits_in_compiled_programs(dtype, rtol, backend):
+    """Near the prior, across the seams of its evaluation and far away: values and gradients, element by element."""
+    near = np.logspace(-8, 0, 60)
+    logvar = np.concatenate([near, -near, np.linspace(-20, 20, 101)])[:, None]
+    tensors = {"mu": tensor(1e-3 * logvar[::-1], dtype), "logvar": tensor(logvar, dtype)}
+    x = torch.zeros(len(logvar), 1, dtype=dtype)
+
+    def kl(mu, logvar):
+        return vae_loss(x, x, mu, logvar, reduction="sample").kl
+
+    got = evaluate(compiled(kl, backend), tensors, [torch.ones(len(x), dtype=dtype)])
+    arrays = {k: to_numpy(t) for k, t in tensors.items()}
+    values, gradients = oracle.kl_normal(**arrays, reduction="sample", upstream=[np.ones(len(x))])
+    np.testing.assert_allclose(to_numpy(got.outputs[0]), values[0], rtol=rtol, atol=0)
+    for k in tensors:
+        np.testing.assert_allclose(to_numpy(got.grads[k]), gradients[k], rtol=rtol, atol=0)
 
 
 def test_compiled_programs_check_their_input():

@@ -1,6 +1,10 @@
 // kl_normal: KL(N(mu, exp logvar) || prior), the prior N(0, 1) or another Gaussian.
 // With a scalar reduction the forward pass of training reads the parameters once and writes their gradients; the other
 // reductions recompute them in the backward pass.
+#include <ATen/ops/exp.h>
+
+#include "../math/gaussian.h"
+#include "elements.h"
 #include "latent.h"
 
 namespace fastvae {
@@ -82,7 +86,62 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu
   return value;
 }
 
+// ---- For a compiler.
+
+// The value and the derivatives of each element, in aten ops.
+struct Composed {
+  Tensor value, d_mu, d_logvar;
+};
+template <class S>
+Composed compose_as(const Tensor& mu, const Tensor& logvar) {
+  const auto kl = kl_standard(Elements<S>(mu), Elements<S>(logvar), Elements<S>(at::exp(logvar)));
+  return {kl.value.tensor, kl.d_mu.tensor, kl.d_logvar.tensor};
+}
+Composed compose(const Tensor& mu, const Tensor& logvar) {
+  return logvar.scalar_type() == at::kDouble ? compose_as<double>(mu, logvar) : compose_as<float>(mu, logvar);
+}
+
+// Its gradients are the formula's as well: those of the value's ops, and Inductor's expm1, lose their digits near the
+// prior.
+struct ComposedKl {
+  static constexpr const char* kName = "FastvaeComposedKlBackward";
+  static constexpr int kInputs = 2, kSaved = 2;
+  int64_t reduction;
+  auto options() const { return std::tie(reduction); }
+
+  variable_list backward(const variable_list& g, const std::array<Tensor, 2>& saved, const Wants<2>& wants) const {
+    const Composed kl = compose(widened(saved[0]), widened(saved[1]));
+    const Tensor factor = spread(g[0], static_cast<Reduction>(reduction), saved[0]);
+    const auto finish = [&](bool want, const Tensor& d) {
+      return want ? (factor * d).to(saved[0].scalar_type()) : Tensor();
+    };
+    return {finish(wants[0], kl.d_mu), finish(wants[1], kl.d_logvar)};
+  }
+  variable_list differentiable_backward(const variable_list& g, const std::array<Tensor, 2>& saved,
+                                        const Wants<2>& wants) const {
+    variable_list d = kl_differentiable_backward(g[0], saved[0], saved[1], {}, {}, static_cast<Reduction>(reduction),
+                                                 {wants[0], wants[1]});
+    d.resize(kInputs);
+    return d;
+  }
+};
+
 }  // namespace
+
+Tensor kl_for_compiler(const Tensor& mu, const Tensor& logvar, Reduction reduction) {
+  const Tensor m = widened(mu), l = widened(logvar);
+  if (is_batched(mu) || is_batched(logvar)) return reduced(compose(m, l).value, reduction);  // vmap sees what runs
+  Tensor kl;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    kl = reduced(compose(m, l).value, reduction);
+  }
+  if (torch::autograd::compute_requires_grad(mu, logvar)) {
+    torch::autograd::set_history(kl, record(ComposedKl{static_cast<int64_t>(reduction)}, {mu, logvar}, {mu, logvar}));
+  }
+  set_tangent(kl, kl_tangent({mu, logvar, Tensor(), Tensor()}, reduction));
+  return kl;
+}
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def(

@@ -50,6 +50,8 @@ variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, cons
                                          const Tensor& logvar_p, Reduction reduction, Wants<4> wants);
 // Its tangent, undefined if no input has one.
 Tensor kl_tangent(const std::array<Tensor, 4>& inputs, Reduction reduction);
+// KL from N(0, 1) in aten ops, which a compiler fuses with what stands beside them.
+Tensor kl_for_compiler(const Tensor& mu, const Tensor& logvar, Reduction reduction);
 // Gradients of mu, logvar and eps through the sample.
 variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
                                              const Tensor& state, Wants<3> wants);

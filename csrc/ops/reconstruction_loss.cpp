@@ -56,7 +56,7 @@ variable_list reconstruction_differentiable_backward(const Tensor& g, const Tens
 }
 
 // In aten ops, which Inductor fuses with the decoder's last layer and its backward pass: an opaque op reads recon_x and
-// writes its gradient through memory once more. The KL divergence stays an op of ours, for its digits near the prior.
+// writes its gradient through memory once more.
 Tensor reconstruction_for_compiler(const Tensor& recon_x, const Tensor& x, Likelihood likelihood, Reduction reduction) {
   return reduced(differentiable_value(likelihood, recon_x, x), reduction);
 }

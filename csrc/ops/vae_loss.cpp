@@ -100,13 +100,11 @@ std::tuple<Tensor, Tensor, Tensor> for_compiler(const Tensor& recon_x, const Ten
                                                 const Tensor& logvar, double beta, const OptionalTensor& beta_tensor,
                                                 c10::string_view likelihood, c10::string_view reduction,
                                                 std::optional<c10::string_view> kl_reduction) {
-  using KlNormal = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view);
-  static const auto kl_normal = find_op<KlNormal>("fastvae::kl_normal");
   const Choice c = choose(likelihood, reduction, kl_reduction);
   check(recon_x, x, mu, logvar, beta_tensor);
   check_beta(beta_tensor);
   const Tensor recon = reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction);
-  const Tensor kl = kl_normal.call(mu, logvar, std::nullopt, std::nullopt, kl_reduction.value_or(reduction));
+  const Tensor kl = kl_for_compiler(mu, logvar, c.kl_reduction);
   const Tensor wide_kl = kl.to(at::kDouble);
   const Tensor loss = recon.to(at::kDouble) + (beta_tensor.has_value() ? wide_kl * *beta_tensor : wide_kl * beta);
   return {loss.to(recon.scalar_type() == at::kDouble ? at::kDouble : kl.scalar_type()), recon, kl};

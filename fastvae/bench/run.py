@@ -432,6 +432,9 @@ def run(
 
     `on_progress` gets the entry's name and the seconds done and to do, by estimate.
     """
+    # AOTAutograd's cache knows an op by its name, and would time what it was in another version of fastvae.
+    functorch: Any = importlib.import_module("torch._functorch.config")
+    functorch.enable_autograd_cache = False
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     result = Result(load=load, copies=devices.copy_bandwidth(device))
     deadline = math.inf if seconds is None else time.perf_counter() + seconds
