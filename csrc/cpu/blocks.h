@@ -131,6 +131,11 @@ FASTVAE_INLINE void with_type(DType dtype, Visit visit) {
   }
 }
 
+// Asks for memory that is read soon: where loads come in bursts, with arithmetic between, the processor guesses late.
+FASTVAE_INLINE void prefetch(const void* from, size_t bytes) {
+  for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
+}
+
 template <class T>
 class Input {
  public:
@@ -171,6 +176,7 @@ class Input {
               return;
             }
           }
+          prefetch(from + 2 * run, run * sizeof(Stored));
           widen(from, to, run);
         } else {
           for (int j = 0; j < run; ++j) to[j] = static_cast<T>(widen(from[j * step]));
