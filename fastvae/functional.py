@@ -39,7 +39,7 @@ _kl_normal = ops.kl_normal.default
 _sample_and_kl = ops.sample_and_kl.default
 _reconstruction_loss = ops.reconstruction_loss.default
 _vae_loss = ops.vae_loss.default
-# In compiled programs the objective is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md has figures).
+# In compiled programs the objective is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md says more).
 _reconstruction_loss_for_compiler = ops.reconstruction_loss_for_compiler.default
 _vae_loss_for_compiler = ops.vae_loss_for_compiler.default
 
