@@ -15,6 +15,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.compiler import is_compiling
@@ -119,14 +120,15 @@ def reparameterize(
 
     Args:
         mu: [B, ...] mean of the posterior.
-        logvar: [B, ...] natural logarithm of its variance; shape and dtype of mu.
+        logvar: [B, ...] natural logarithm of its variance, of mu's shape. float32, bfloat16 and float16 may be mixed; float64
+            goes with float64.
         eps: [B, ...] the noise to use, of any floating dtype; then nothing is drawn, and its gradient flows if it wants one.
         generator: where the seed is drawn from; torch's default generator otherwise.
-        return_eps: also return the noise, rounded to mu's dtype (so that for a 16-bit mu it gives z again only up to
+        return_eps: also return the noise, rounded to z's dtype (so that for a 16-bit z it gives z again only up to
             rounding).
 
     Returns:
-        z with mu's shape, dtype and layout; or (z, eps).
+        z with mu's shape and layout, in the wider of mu's and logvar's dtypes (`torch.promote_types`); or (z, eps).
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
@@ -134,8 +136,9 @@ def reparameterize(
     try:
         if return_eps and eps is None:
             noise = _normal_like(mu, generator)
-            return _reparameterize(mu, logvar, noise), noise.to(mu.dtype)
-        z: Tensor = _reparameterize(mu, logvar, eps, generator)
+            z: Tensor = _reparameterize(mu, logvar, noise)
+            return z, noise.to(z.dtype)
+        z = _reparameterize(mu, logvar, eps, generator)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(eps=eps)}
         _explain("reparameterize", error, tensors, _given(generator=generator))
@@ -157,8 +160,8 @@ def kl_normal(
     Welling (2014), appendix B, is the case of N(0, 1). Right to a few units of rounding, near the prior too.
 
     Args:
-        mu, logvar: [B, ...] the posterior, of one shape and dtype.
-        mu_p, logvar_p: the prior, with mu's shape and dtype. A prior [L] that the batch shares comes as
+        mu, logvar: [B, ...] the posterior, of one shape; their dtypes may be mixed as in `reparameterize`, the prior's too.
+        mu_p, logvar_p: the prior, with mu's shape. A prior [L] that the batch shares comes as
             ``.expand_as(mu)``, which is read in place.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"`` or ``"none"``.
 
@@ -236,15 +239,13 @@ def reconstruction_loss(
     return nll
 
 
-def _weight(beta: float | Tensor) -> tuple[float, Tensor | None]:
-    """beta as a number times a tensor. (Apart from `vae_loss`, in which a compiled program guards each name looked up.)"""
-    if isinstance(beta, Tensor):
-        return 1.0, beta
-    if not isinstance(beta, numbers.Real):
-        raise TypeError(
-            f"fastvae.vae_loss: beta must be a float or a 0-dim tensor, but got {type(beta).__name__}"
-        )
-    return float(beta), None
+def number(op: str, name: str, value: object) -> float:
+    """A Python or NumPy number, or a 0-dim NumPy array."""
+    if isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return float(value)
+    raise TypeError(
+        f"fastvae.{op}: {name} must be a number or a 0-dim tensor, but got {type(value).__name__}"
+    )
 
 
 def vae_loss(
@@ -267,8 +268,8 @@ def vae_loss(
     Args:
         recon_x, x: [B, ...] the decoder's output and its target, as in `reconstruction_loss`.
         mu, logvar: [B, ...] the posterior, as in `kl_normal`; the event's shape is its own.
-        beta: weight of the KL, a float or a 0-dim tensor on the inputs' device (so that it can be annealed in place under a
-            CUDA graph); no gradient is computed for it.
+        beta: weight of the KL: a number (Python's or NumPy's), or a 0-dim tensor on the inputs' device, which can be
+            annealed in place under a CUDA graph. No gradient is computed for it.
         likelihood: ``"mse"`` or ``"gaussian"``.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``.
         kl_reduction: the KL's, if it is another one; "sample" goes with "sample" only.
@@ -281,21 +282,32 @@ def vae_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     beta_tensor = None
-    if type(beta) is not float:
-        beta, beta_tensor = _weight(beta)
+    if isinstance(beta, Tensor):
+        beta, beta_tensor = 1.0, beta
+    elif type(beta) is not float:
+        beta = number("vae_loss", "beta", beta)
     try:
-        op = _vae_loss_for_compiler if is_compiling() else _vae_loss
-        loss, recon, kl = op(
-            recon_x,
-            x,
-            mu,
-            logvar,
-            beta,
-            beta_tensor,
-            likelihood,
-            reduction,
-            kl_reduction,
-        )
+        if is_compiling():
+            # beta stays out of the op, which would be compiled again for each new number, or go on with an old one.
+            recon, kl = _vae_loss_for_compiler(
+                recon_x, x, mu, logvar, beta_tensor, likelihood, reduction, kl_reduction
+            )
+            weight = beta if beta_tensor is None else beta_tensor
+            # In float64, as in the kernel: beta is not rounded by itself.
+            loss = recon.double() + weight * kl.double()
+            loss = loss.to(torch.promote_types(recon.dtype, kl.dtype))
+        else:
+            loss, recon, kl = _vae_loss(
+                recon_x,
+                x,
+                mu,
+                logvar,
+                beta,
+                beta_tensor,
+                likelihood,
+                reduction,
+                kl_reduction,
+            )
     except Exception as error:
         tensors = {
             "recon_x": recon_x,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from fastvae.functional import VAELossOutput, reparameterize, vae_loss
+from fastvae.functional import VAELossOutput, number, reparameterize, vae_loss
 
 __all__ = ["Reparameterize", "VAELoss"]
 
@@ -12,8 +16,13 @@ __all__ = ["Reparameterize", "VAELoss"]
 class VAELoss(nn.Module):
     """`fastvae.vae_loss` with its options kept; ``forward`` takes and returns what it does.
 
-    ``beta`` is a plain attribute: set it to anneal. A tensor beta is not a buffer: ``.to()`` does not move it.
+    ``beta`` is a buffer, a 0-dim float32 tensor (or the tensor that was given): it is saved in checkpoints and moves with the
+    module, but ``.half()`` and the like leave its dtype alone, since a small beta would lose its digits. Assign a number to
+    anneal it: ``module.beta = 0.5`` fills the buffer in place, which compiled programs and CUDA graphs see. A checkpoint
+    without a beta loads too and leaves it as it is.
     """
+
+    beta: Tensor
 
     def __init__(
         self,
@@ -23,10 +32,32 @@ class VAELoss(nn.Module):
         kl_reduction: str | None = None,
     ) -> None:
         super().__init__()
-        self.beta = beta
+        if not isinstance(beta, Tensor):
+            beta = torch.tensor(number("nn.VAELoss", "beta", beta), dtype=torch.float32)
+        self.register_buffer("beta", beta)
         self.likelihood = likelihood
         self.reduction = reduction
         self.kl_reduction = kl_reduction
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "beta" or isinstance(value, Tensor):
+            super().__setattr__(name, value)
+        else:
+            # Not fill_: a compiled program takes its number as a constant, and that of an addition as an input.
+            with torch.no_grad():
+                self.beta.zero_().add_(number("nn.VAELoss", "beta", value))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VAELoss:
+        beta = self.beta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.beta = beta.to(self.beta.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(
+            prefix + "beta", self.beta
+        )  # checkpoints had no beta before it was a buffer
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> VAELossOutput:
         return vae_loss(
@@ -42,7 +73,7 @@ class VAELoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"beta={self.beta}, likelihood={self.likelihood!r}, reduction={self.reduction!r}, "
+            f"beta={float(self.beta):.6g}, likelihood={self.likelihood!r}, reduction={self.reduction!r}, "
             f"kl_reduction={self.kl_reduction!r}"
         )
 

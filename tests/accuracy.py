@@ -45,6 +45,10 @@ def result_dtype(*inputs: Tensor) -> torch.dtype:
     return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
 
 
+def z_dtype(tensors: Tensors) -> torch.dtype:
+    return torch.promote_types(tensors["mu"].dtype, tensors["logvar"].dtype)
+
+
 def to_numpy(t: Tensor) -> oracle.Array:
     return oracle.real(t.detach().cpu().double().numpy())
 
@@ -125,7 +129,7 @@ def check(
     first = next(iter(tensors.values()))
     reduced = options.get("reduction", "batchmean") != "none"
     for label, g, p, w in zip(OUTPUTS[name], got.outputs, plain.outputs, want_outputs, strict=True):
-        assert g.dtype == (first.dtype if label == "z" else result_dtype(first)), label
+        assert g.dtype == (z_dtype(tensors) if label == "z" else result_dtype(first)), label
         assert_accurate(
             g, w, p, units=UNITS_OF_A_SUM if reduced and label != "z" else UNITS, what=label
         )

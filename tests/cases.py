@@ -20,6 +20,8 @@ MIXED = [
     for b in (torch.float32, torch.bfloat16, torch.float16)
     if a != b
 ]
+# Of mu and logvar and of a prior, as autocast leaves them.
+MIXED_LATENTS = [(a, b, p) for a, b in MIXED for p in [*HALVES, torch.float32]]
 # The kernels sum in blocks of 512 elements and chunks of 4096: one below, at and above each, in rows and over rows.
 SHAPES = [
     (1,),
@@ -64,6 +66,16 @@ def latents(
         n: rng.uniform(-3, 2, shape) if "logvar" in n else rng.normal(0, 1.5, shape) for n in names
     }
     return {n: tensor(v, dtype, device) for n, v in values.items()}
+
+
+def mixed_latents(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: Any = None, *, prior: bool
+) -> dict[str, Tensor]:
+    """mu and logvar of two dtypes; both parameters of the prior have the third."""
+    return {
+        k: t.to(dtypes[2] if "_p" in k else dtypes["logvar" in k])
+        for k, t in latents(shape, device=device, prior=prior).items()
+    }
 
 
 def noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:

@@ -29,6 +29,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -43,8 +44,8 @@ def keyed(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     """An op that takes its tensors by name; Dynamo wants a function of its own for each."""
     op = getattr(fastvae, name)
 
-    def fn(**tensors):
-        return op(**tensors, **options)
+    def fn(**arguments):
+        return op(**arguments, **options)
 
     return fn
 
@@ -237,12 +238,16 @@ def test_strided_inputs(backend):
     assert got.outputs[1].stride() == want.outputs[1].stride()
 
 
+def captures() -> int:
+    """How many backward graphs compiled autograd has recorded in this test."""
+    return torch._dynamo.utils.counters["compiled_autograd"]["captures"]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 def test_compiled_autograd_over_an_eager_graph(name, options, backend):
     """A graph that was compiled for one backward pass serves the next, whose saved tensors and gradient are others."""
-    counter = CompileCounterWithBackend(backend)
-    compiler = torch.compile(backend=counter, fullgraph=True)
+    compiler = torch.compile(backend=backend, fullgraph=True)
     op = getattr(fastvae, name)
     for seed, factor in ((0, 1.0), (1, -2.5), (2, 1.0)):
         tensors = inputs(name, (4, 30), seed=seed)
@@ -259,7 +264,124 @@ def test_compiled_autograd_over_an_eager_graph(name, options, backend):
                 loss.backward()
             grads.append([t.grad for t in leaves.values()])
         torch.testing.assert_close(grads[1], grads[0])
+    assert captures() == 1
+
+
+# Numbers that change between calls. Plain code compiles two graphs for a Python number: one with the first value, one in which
+# it is an input.
+
+STEPS = [0.05 * step for step in range(1, 13)]
+TWO_TERMS = vae_inputs((4, 30)), vae_inputs((4, 30), seed=1)
+
+
+def elbo(b, t, u):
+    return vae_loss(**t, beta=2 * b**2).loss / (2 * b**2)
+
+
+def scaled_input_noise(b, t, u):
+    noisy = {**t, "recon_x": t["recon_x"] + b * u["x"]}
+    return vae_loss(**noisy, beta=b).loss * b
+
+
+def weights_and_complements(b, t, u):
+    return (1 - b) * vae_loss(**t, beta=b).loss + b * vae_loss(**u, beta=1 - b).kl
+
+
+def two_numbers(b, t, u):
+    a = 1 / (3 * b + 1)
+    return vae_loss(**t, beta=a).loss / b + vae_loss(**u, beta=b, reduction="mean").loss * a
+
+
+def two_ops(b, t, u):
+    return reconstruction_loss(t["recon_x"], t["x"]) + b * kl_normal(u["mu"], u["logvar"])
+
+
+class Scheduled(torch.nn.Module):
+    """The number is an attribute, as in a LightningModule."""
+
+    def forward(self, t, u):
+        return vae_loss(**t, beta=self.beta).loss + self.beta * vae_loss(**u, beta=self.beta).kl
+
+
+SCHEDULED, LOSS = Scheduled(), fastvae.nn.VAELoss()
+
+
+def attribute(b, t, u):
+    SCHEDULED.beta = b
+    return SCHEDULED(t, u)
+
+
+def assigned(b, t, u):
+    LOSS.beta = b
+    return LOSS(**t).loss * float(b)
+
+
+ANNEALED = [
+    elbo,
+    scaled_input_noise,
+    weights_and_complements,
+    two_numbers,
+    two_ops,
+    attribute,
+    assigned,
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dynamic", [None, True], ids=["", "dynamic"])
+@pytest.mark.parametrize("number", [float, np.float64, np.float32], ids=str)
+@pytest.mark.parametrize("fn", ANNEALED, ids=lambda fn: fn.__name__)
+def test_a_number_that_changes_at_every_step(fn, number, dynamic, backend):
+    counter = CompileCounterWithBackend(backend)
+    run = torch.compile(fn, backend=counter, fullgraph=True, dynamic=dynamic)
+    t, u = ({k: x.clone().requires_grad_() for k, x in term.items()} for term in TWO_TERMS)
+    leaves = [*t.values(), *u.values()]
+    for b in map(number, STEPS):
+        results = []
+        for way in (fn, run):
+            loss = way(b, t, u)
+            grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            results.append((loss.to(torch.float32), *grads))
+        torch.testing.assert_close(results[1], results[0])
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_0_dim_array_is_a_number(backend):
+    """(The arithmetic of such an array with a tensor is NumPy's, and has no gradients: beta is all it can be.)"""
+    counter = CompileCounterWithBackend(backend)
+    run = torch.compile(keyed("vae_loss", {}), backend=counter, fullgraph=True)
+    for beta in map(np.array, STEPS):
+        want = evaluate(keyed("vae_loss", {"beta": float(beta)}), TWO_TERMS[0])
+        assert_same(evaluate(lambda **t: run(**t, beta=beta), TWO_TERMS[0]), want)  # noqa: B023
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_assigning_beta_compiles_nothing_anew(backend):
+    counter = CompileCounterWithBackend(backend)
+    module = fastvae.nn.VAELoss()
+    run = torch.compile(module, backend=counter, fullgraph=True)
+    for beta in STEPS:
+        module.beta = beta
+        torch.testing.assert_close(run(**TWO_TERMS[0]), vae_loss(**TWO_TERMS[0], beta=beta))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_annealing_under_compiled_autograd(backend):
+    """One backward graph for every beta; the same node then goes on in eager."""
+    compiler = torch.compile(backend=backend, fullgraph=True)
+    for beta in STEPS:
+        leaves = {k: t.clone().requires_grad_() for k, t in TWO_TERMS[0].items()}
+        loss = vae_loss(**leaves, beta=beta).loss
+        with torch._dynamo.compiled_autograd._enable(compiler):
+            loss.backward(retain_graph=True)
+        want = evaluate(vae_loss, TWO_TERMS[0], [torch.tensor(1.0), None, None], beta=beta).grads
+        torch.testing.assert_close({k: t.grad for k, t in leaves.items()}, want)
+        again = torch.autograd.grad(loss, list(leaves.values()))
+        torch.testing.assert_close(dict(zip(leaves, again, strict=True)), want)
+    assert captures() == 1
 
 
 # opcheck
@@ -368,7 +490,7 @@ def test_opcheck_of_what_is_handed_to_a_compiler(beta, wanting):
         ops = torch.ops.fastvae
         options = ("gaussian", reductions[0])
         torch.library.opcheck(ops.reconstruction_loss_for_compiler.default, (recon_x, x, *options))
-        args = (recon_x, x, mu, logvar, 0.7, beta, *options, reductions[1])
+        args = (recon_x, x, mu, logvar, beta, *options, reductions[1])
         torch.library.opcheck(ops.vae_loss_for_compiler.default, args)
 
 

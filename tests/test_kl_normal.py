@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 from accuracy import check
-from cases import DTYPES, EMPTY_SHAPES, REDUCTIONS, SHAPES, latents
+from cases import (
+    DTYPES,
+    EMPTY_SHAPES,
+    MIXED_LATENTS,
+    REDUCTIONS,
+    SHAPES,
+    latents,
+    mixed_latents,
+)
 from torch.distributions import Normal, kl_divergence
 
 from fastvae import kl_normal
@@ -21,6 +29,13 @@ PRIORS = pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_the_oracle(shape, dtype, reduction, prior, device):
     check("kl_normal", latents(shape, dtype, device, prior=prior), reduction=reduction)
+
+
+@PRIORS
+@pytest.mark.parametrize("reduction", ["batchmean", "sample", "none"])
+@pytest.mark.parametrize("dtypes", MIXED_LATENTS, ids=str)
+def test_latents_of_two_dtypes(dtypes, reduction, prior, device):
+    check("kl_normal", mixed_latents((3, 513), dtypes, device, prior=prior), reduction=reduction)
 
 
 @PRIORS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import latents, vae_inputs
@@ -40,12 +41,35 @@ def test_vae_loss_takes_its_options_in_the_documented_order():
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_beta_may_be_annealed():
+@pytest.mark.parametrize("number", [float, int, np.float64, np.float32, np.array], ids=str)
+def test_beta_may_be_annealed(number):
     tensors = vae_inputs((4, 30))
-    module = VAELoss(beta=0.0)
+    module = VAELoss(beta=number(0.0))
     for beta in (0.0, 0.5, 1.0):
-        module.beta = beta
-        assert torch.equal(module(**tensors).loss, vae_loss(**tensors, beta=beta).loss)
+        module.beta = number(beta)
+        got = module(**tensors).loss
+        assert torch.equal(got, vae_loss(**tensors, beta=number(beta)).loss)
+
+
+def test_beta_is_saved_and_restored():
+    """A resumed training goes on with the beta that it had."""
+    saved = torch.nn.Sequential(VAELoss(0.0))
+    saved[0].beta = 0.375
+    resumed = torch.nn.Sequential(VAELoss(0.0))
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed[0].beta.item() == 0.375
+    resumed.load_state_dict({})  # a checkpoint from before beta was a buffer
+    assert resumed[0].beta.item() == 0.375
+
+
+def test_beta_keeps_its_digits_where_a_module_changes_its_dtype():
+    module = torch.nn.Sequential(VAELoss(1e-8), torch.nn.Linear(2, 2))
+    for convert in ("half", "bfloat16", "double"):
+        getattr(module, convert)()
+        assert module[0].beta.dtype == torch.float32 and module[0].beta.item() == pytest.approx(
+            1e-8
+        )
+    assert module.to("meta")[0].beta.is_meta
 
 
 def test_beta_as_a_tensor():
@@ -63,7 +87,7 @@ def test_vae_loss_trains():
 @pytest.mark.parametrize("module", [VAELoss(0.25, "gaussian"), Reparameterize("mean")], ids=repr)
 def test_modules_are_plain_citizens(module):
     assert list(module.parameters()) == []
-    assert module.state_dict() == {}
+    assert set(module.state_dict()) <= {"beta"}
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert repr(other) == repr(module)
 

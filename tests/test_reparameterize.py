@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import check, evaluate, noise_seed
-from cases import DTYPES, EMPTY_SHAPES, HALVES, SHAPES, latents, noise, seeded_generator
+from cases import (
+    DTYPES,
+    EMPTY_SHAPES,
+    HALVES,
+    MIXED,
+    SHAPES,
+    latents,
+    mixed_latents,
+    noise,
+    seeded_generator,
+)
 
 from fastvae import reparameterize
 from fastvae.random import philox_normal
@@ -15,6 +25,15 @@ from fastvae.random import philox_normal
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_with_given_noise(shape, dtype, device):
     check("reparameterize", latents(shape, dtype, device) | {"eps": noise(shape, dtype, device)})
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+def test_latents_of_two_dtypes(dtypes, device):
+    tensors = mixed_latents((3, 513), dtypes, device, prior=False)
+    check("reparameterize", tensors, seed=11)
+    check("reparameterize", tensors | {"eps": noise((3, 513), torch.float16, device)})
+    z, eps = reparameterize(**tensors, return_eps=True)
+    assert eps.dtype == z.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import check, evaluate, varied
-from cases import DTYPES, EMPTY_SHAPES, REDUCTIONS, SHAPES, latents, noise, seeded_generator
+from cases import (
+    DTYPES,
+    EMPTY_SHAPES,
+    MIXED_LATENTS,
+    REDUCTIONS,
+    SHAPES,
+    latents,
+    mixed_latents,
+    noise,
+    seeded_generator,
+)
 
 from fastvae import kl_normal, reparameterize, sample_and_kl
 
@@ -28,6 +38,15 @@ def test_with_its_own_noise(shape, dtype, reduction, prior, device):
 def test_with_given_noise(shape, dtype, prior, device):
     tensors = latents(shape, dtype, device, prior=prior) | {"eps": noise(shape, dtype, device)}
     check("sample_and_kl", tensors, reduction="mean")
+
+
+@PRIORS
+@pytest.mark.parametrize("dtypes", MIXED_LATENTS, ids=str)
+def test_latents_of_two_dtypes(dtypes, prior, device):
+    tensors = mixed_latents((3, 513), dtypes, device, prior=prior)
+    check("sample_and_kl", tensors, seed=4)
+    check("sample_and_kl", tensors | {"eps": noise((3, 513), torch.float16, device)})
+    check("sample_and_kl", tensors, seed=4, upstream=[varied((3, 513), torch.float32), None])
 
 
 @PRIORS

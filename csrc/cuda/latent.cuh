@@ -36,7 +36,8 @@ struct KlOperands {
   typename Access::Shape shape;
   double scale = 1;
   Number weight;
-  bool round = false;
+  // The bfloat16 ones, if their gradients may be kept.
+  bool round_mu = false, round_logvar = false, round_mu_p = false, round_logvar_p = false;
 };
 
 template <class Access>
@@ -91,7 +92,6 @@ FASTVAE_DEVICE T latent_pack(const Operands& o, int64_t pack, T scale, uint64_t 
   if constexpr (kSample && kGradient) Access::template unpack<S>(dz_loaded, dz);
 
   T z[W], value[W], d_mu[W], d_logvar[W], d_mu_p[W], d_logvar_p[W], d_eps[W];
-  const Gradient<T> gradient{scale, o.round};
   FASTVAE_UNROLL
   for (int j = 0; j < W; ++j) {
     T g_mu = 0, g_logvar = 0, sigma = 0;
@@ -106,11 +106,11 @@ FASTVAE_DEVICE T latent_pack(const Operands& o, int64_t pack, T scale, uint64_t 
       value[j] = kl.value;
       if constexpr (kGradient) {
         const bool has_upstream = static_cast<bool>(o.upstream);
-        g_mu = gradient(kl.d_mu, has_upstream, up[j]);
-        g_logvar = gradient(kl.d_logvar, has_upstream, up[j]);
+        g_mu = Gradient<T>{scale, o.round_mu}(kl.d_mu, has_upstream, up[j]);
+        g_logvar = Gradient<T>{scale, o.round_logvar}(kl.d_logvar, has_upstream, up[j]);
         if constexpr (kPrior == Prior::given) {
-          d_mu_p[j] = gradient(kl.d_mu_p, has_upstream, up[j]);
-          d_logvar_p[j] = gradient(kl.d_logvar_p, has_upstream, up[j]);
+          d_mu_p[j] = Gradient<T>{scale, o.round_mu_p}(kl.d_mu_p, has_upstream, up[j]);
+          d_logvar_p[j] = Gradient<T>{scale, o.round_logvar_p}(kl.d_logvar_p, has_upstream, up[j]);
         }
       }
     }
@@ -204,8 +204,16 @@ typename Elements<T>::Operand element_operand(const View& view) {
   return operand;
 }
 
-// Whether the latents are bfloat16, and their gradients may be kept.
-inline bool rounds(const LatentArgs& args) { return args.may_be_kept && args.logvar.dtype == DType::bfloat16; }
+template <class Access>
+void set_scalars(KlOperands<Access>& o, const LatentArgs& args) {
+  const auto rounds = [&](const View& of) { return args.may_be_kept && of.dtype == DType::bfloat16; };
+  o.scale = args.scale;
+  o.weight = args.weight;
+  o.round_mu = rounds(args.mu);
+  o.round_logvar = rounds(args.logvar);
+  o.round_mu_p = rounds(args.mu_p);
+  o.round_logvar_p = rounds(args.logvar_p);
+}
 
 template <class T>
 KlOperands<Elements<T>> kl_elements(const LatentArgs& args) {
@@ -216,9 +224,7 @@ KlOperands<Elements<T>> kl_elements(const LatentArgs& args) {
   o.value = element_operand<T>(args.value);
   o.d_mu = element_operand<T>(args.d_mu);
   o.d_logvar = element_operand<T>(args.d_logvar);
-  o.scale = args.scale;
-  o.weight = args.weight;
-  o.round = rounds(args);
+  set_scalars(o, args);
   return o;
 }
 
@@ -307,9 +313,7 @@ cudaError_t latent_as(const LatentArgs& args, int64_t numel, const Sums& sums, c
   rows.sum_over(sums);
   if (!rows.fit()) return latent_elements<Arithmetic<S>>(args, numel, sums, launch);
   o.shape = rows.shape();
-  o.scale = args.scale;
-  o.weight = args.weight;
-  o.round = rounds(args);
+  set_scalars(o, args);
   o.noise = args.noise;
   return launch_latent<Vectors<W>, S>(o, args, numel, sums, launch);
 }

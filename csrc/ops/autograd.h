@@ -9,6 +9,9 @@
 //     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
 //     variable_list differentiable_backward(... the same ...) const;
 //     auto options() const;  // std::tie of what else decides the backward pass
+//     void lift_numbers(std::array<SavedVariable, kSaved>&);  // only if it has numbers that change between calls:
+//     makes
+//                                                             // them saved tensors, for a compiled backward pass
 //   };
 //
 // It is a hand-written node, not torch::autograd::Function, since torch.func refuses that one.
@@ -103,6 +106,11 @@ inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
   return !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
+template <class Op, class = void>
+struct HasNumbers : std::false_type {};
+template <class Op>
+struct HasNumbers<Op, std::void_t<decltype(&Op::lift_numbers)>> : std::true_type {};
+
 template <class Op>
 class FusedBackward final : public torch::autograd::Node {
  public:
@@ -123,6 +131,10 @@ class FusedBackward final : public torch::autograd::Node {
   // Compiled autograd: what its graph depends on, and the backward pass run on stand-ins for the saved tensors, which
   // its tracer records. It recomputes: a graph is used again where nothing was kept.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    if constexpr (HasNumbers<Op>::value) {
+      auto& self = const_cast<FusedBackward&>(*this);
+      self.op.lift_numbers(self.saved);
+    }
     args.collect(name());
     std::apply([&](const auto&... option) { (args.collect(option), ...); }, op.options());
     for (const auto& variable : saved) args.collect(variable, /*is_output=*/false);

@@ -7,6 +7,9 @@
 #include <algorithm>
 
 namespace fastvae {
+
+std::string dtype_name(const Tensor& t) { return std::string(c10::getDtypeNames(t.scalar_type()).first); }
+
 namespace {
 
 const char* const kReductions[] = {"sum", "batchmean", "mean", "sample", "none"};
@@ -23,8 +26,10 @@ DType dtype_of(const Tensor& t) {
       return DType::bfloat16;
     case at::kHalf:
       return DType::float16;
-    default:
+    case at::kFloat:
       return DType::float32;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "fastvae: no kernel reads ", dtype_name(t), ", and no check has refused it");
   }
 }
 
@@ -67,8 +72,6 @@ View ordered(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides, at
 
 }  // namespace
 
-std::string dtype_name(const Tensor& t) { return std::string(c10::getDtypeNames(t.scalar_type()).first); }
-
 Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none) {
   for (int r = 0; r < (allow_none ? 5 : 4); ++r) {
     if (name == kReductions[r]) return static_cast<Reduction>(r);
@@ -77,11 +80,15 @@ Reduction parse_reduction(const char* op, c10::string_view name, const char* arg
                     allow_none ? ", \"sample\" or \"none\"" : " or \"sample\"", ", but got \"", name, "\"");
 }
 
-void check_tensor(const char* op, const char* name, const Tensor& t) {
-  TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
+void check_dtype(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_TYPE(is_supported(t.scalar_type()), op, ": ", name,
                    " must be float32, float64, bfloat16 or float16, but its dtype is ", dtype_name(t),
                    "; convert it with ", t.is_complex() ? ".real" : ".float()");
+}
+
+void check_tensor(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
+  check_dtype(op, name, t);
   TORCH_CHECK_VALUE(t.dim() > 0, op, ": ", name,
                     " must have a batch dimension, but it is a 0-dim tensor; use .reshape(1)");
   TORCH_CHECK(!t.is_neg() && !t.is_conj(), op, ": ", name,
@@ -102,13 +109,19 @@ void check_same_device(const char* op, const char* name, const Tensor& t, const 
               " must be on the same device, but got ", t.device(), " and ", other.device());
 }
 
+void check_same_arithmetic(const char* op, const char* name, const Tensor& t, const char* other_name,
+                           const Tensor& other) {
+  TORCH_CHECK_TYPE((t.scalar_type() == at::kDouble) == (other.scalar_type() == at::kDouble), op,
+                   ": float64 goes with float64 only, but ", name, " and ", other_name, " are ", dtype_name(t), " and ",
+                   dtype_name(other), "; convert one of them");
+}
+
 void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar) {
   check_tensor(op, "mu", mu);
   check_tensor(op, "logvar", logvar);
   check_same_device(op, "mu", mu, "logvar", logvar);
   check_same_shape(op, "mu", mu, "logvar", logvar);
-  TORCH_CHECK_TYPE(mu.scalar_type() == logvar.scalar_type(), op, ": mu and logvar must have the same dtype, but got ",
-                   dtype_name(mu), " and ", dtype_name(logvar));
+  check_same_arithmetic(op, "mu", mu, "logvar", logvar);
 }
 
 void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, const OptionalTensor& logvar_p) {
@@ -123,8 +136,7 @@ void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, c
                       ".expand_as(mu), which is read in place, not copied");
     check_tensor(op, name, t);
     check_same_device(op, name, t, "mu", mu);
-    TORCH_CHECK_TYPE(t.scalar_type() == mu.scalar_type(), op, ": ", name, " and mu must have the same dtype, but got ",
-                     dtype_name(t), " and ", dtype_name(mu));
+    check_same_arithmetic(op, name, t, "mu", mu);
   }
 }
 

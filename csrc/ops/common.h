@@ -30,10 +30,14 @@ inline constexpr const char* kHowToGetCuda =
     "CUDA was left out)";
 // As Python spells it.
 std::string dtype_name(const Tensor& t);
+void check_dtype(const char* op, const char* name, const Tensor& t);
 // A strided floating-point tensor with a batch dimension, on a device that this build has kernels for.
 void check_tensor(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
 void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
+// The 16-bit dtypes and float32 may meet; float64 meets only itself.
+void check_same_arithmetic(const char* op, const char* name, const Tensor& t, const char* other_name,
+                           const Tensor& other);
 void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar);
 void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, const OptionalTensor& logvar_p);
 void check_noise(const char* op, const Tensor& mu, const OptionalTensor& eps,

@@ -15,7 +15,9 @@ LatentPass prepare(const LatentCall& call) {
   const bool sample = call.want_z || call.dz.defined();
   LatentPass pass;
   LatentResult& r = pass.result;
-  if (call.want_z) r.z = at::empty_like(call.mu);
+  if (call.want_z)
+    r.z =
+        at::empty_like(call.mu, call.mu.options().dtype(c10::promoteTypes(call.mu.scalar_type(), like.scalar_type())));
   if (call.want_kl) r.kl = empty_result(*call.reduction, like);
   r.d_mu = empty_gradient(call.wants[0], call.mu);
   r.d_logvar = empty_gradient(call.wants[1], call.logvar);

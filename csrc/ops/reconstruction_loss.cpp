@@ -12,9 +12,7 @@ void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x
   check_tensor(op, "x", x);
   check_same_device(op, "recon_x", recon_x, "x", x);
   check_same_shape(op, "recon_x", recon_x, "x", x);
-  TORCH_CHECK_TYPE((recon_x.scalar_type() == at::kDouble) == (x.scalar_type() == at::kDouble), op,
-                   ": float64 goes with float64 only, but recon_x and x are ", dtype_name(recon_x), " and ",
-                   dtype_name(x), "; convert one of them");
+  check_same_arithmetic(op, "recon_x", recon_x, "x", x);
 }
 
 ReconstructionPass prepare(const ReconstructionCall& call) {

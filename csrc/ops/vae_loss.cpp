@@ -5,6 +5,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include "latent.h"
 #include "reconstruction_loss.h"
@@ -41,9 +42,7 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
   if (!beta.has_value()) return;
   TORCH_CHECK_VALUE(beta->dim() == 0, kOp, ": beta must be a float or a 0-dim tensor, but its shape is ",
                     beta->sym_sizes());
-  TORCH_CHECK_TYPE(beta->is_floating_point(), kOp,
-                   ": beta must be a float or a floating-point tensor, but its dtype is ", dtype_name(*beta),
-                   "; give beta.float()");
+  check_dtype(kOp, "beta", *beta);
   check_same_device(kOp, "beta", *beta, "mu", mu);
 }
 
@@ -96,45 +95,33 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss(const Tensor& recon_x, const Tensor&
   return {loss, recon, kl};
 }
 
-std::tuple<Tensor, Tensor, Tensor> for_compiler(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
-                                                const Tensor& logvar, double beta, const OptionalTensor& beta_tensor,
-                                                c10::string_view likelihood, c10::string_view reduction,
-                                                std::optional<c10::string_view> kl_reduction) {
+// The two terms; their weighted sum is the caller's, in Python, where a compiler sees what beta is.
+std::tuple<Tensor, Tensor> for_compiler(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                                        const OptionalTensor& beta, c10::string_view likelihood,
+                                        c10::string_view reduction, std::optional<c10::string_view> kl_reduction) {
   const Choice c = choose(likelihood, reduction, kl_reduction);
-  check(recon_x, x, mu, logvar, beta_tensor);
-  check_beta(beta_tensor);
-  const Tensor recon = reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction);
-  const Tensor kl = kl_for_compiler(mu, logvar, c.kl_reduction);
-  const Tensor wide_kl = kl.to(at::kDouble);
-  const Tensor loss = recon.to(at::kDouble) + (beta_tensor.has_value() ? wide_kl * *beta_tensor : wide_kl * beta);
-  return {loss.to(recon.scalar_type() == at::kDouble ? at::kDouble : kl.scalar_type()), recon, kl};
+  check(recon_x, x, mu, logvar, beta);
+  check_beta(beta);
+  return {reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction),
+          kl_for_compiler(mu, logvar, c.kl_reduction)};
 }
 
-// Gradients of recon_x, x, mu and logvar, from those of loss, recon and kl, some of which may be absent.
-std::vector<Tensor> gradients(const OptionalTensor& g_loss, const OptionalTensor& g_recon, const OptionalTensor& g_kl,
-                              const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                              double beta, const OptionalTensor& beta_tensor, c10::string_view likelihood,
+// Gradients of recon_x and x from that of recon, and of mu and logvar from that of kl, times beta.
+std::vector<Tensor> gradients(const OptionalTensor& g_recon, const OptionalTensor& g_kl, const Tensor& recon_x,
+                              const Tensor& x, const Tensor& mu, const Tensor& logvar, double beta,
+                              const OptionalTensor& beta_tensor, c10::string_view likelihood,
                               c10::string_view reduction, std::optional<c10::string_view> kl_reduction,
                               std::array<bool, 4> wants) {
   const Choice c = choose(likelihood, reduction, kl_reduction);
   ReconstructionPass r;
-  if (wants[0] || wants[1]) {
-    const Tensor g = g_loss && g_recon ? *g_loss + *g_recon : (g_loss ? *g_loss : *g_recon);
-    r = prepare(ReconstructionCall{recon_x, x, c.likelihood, c.reduction, false, {wants[0], wants[1]}, g});
-  }
+  if (wants[0] || wants[1])
+    r = prepare(ReconstructionCall{recon_x, x, c.likelihood, c.reduction, false, {wants[0], wants[1]}, *g_recon});
   LatentPass l;
   if (wants[2] || wants[3]) {
     LatentCall call = latents(mu, logvar, c.kl_reduction, wants);
-    if (!g_kl) {
-      // Alone, the gradient of loss meets the same roundings here as in the forward pass: beta goes into the scale.
-      call.upstream = *g_loss;
-      call.weight = beta;
-      call.weight_at = number_of(beta_tensor);
-    } else {
-      call.upstream = *g_kl;
-      if (g_loss)
-        call.upstream = *g_kl + (beta_tensor ? (*g_loss * *beta_tensor).to(g_kl->scalar_type()) : *g_loss * beta);
-    }
+    call.upstream = *g_kl;
+    call.weight = beta;
+    call.weight_at = number_of(beta_tensor);
     l = prepare(call);
   }
   run_objective(recon_x, r.args, r.numel, r.sums, l.args, l.numel, l.sums, {});
@@ -143,30 +130,40 @@ std::vector<Tensor> gradients(const OptionalTensor& g_loss, const OptionalTensor
 
 // ---- Autograd.
 
+Tensor sum(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? a + b : (a.defined() ? a : b); }
+
 struct VaeLoss {
   static constexpr const char* kName = "FastvaeVaeLossBackward";
   static constexpr int kInputs = 4, kSaved = 5;  // recon_x, x, mu, logvar; and beta, if a tensor
   double beta;
   std::string likelihood, reduction, kl_reduction;
-  auto options() const { return std::tie(beta, likelihood, reduction, kl_reduction); }
+  auto options() const { return std::tie(likelihood, reduction, kl_reduction); }
+
+  // A compiled backward pass takes beta as an input: as a constant it would be compiled again for each new one.
+  void lift_numbers(std::array<torch::autograd::SavedVariable, 5>& saved) {
+    if (lifted_ || saved[4].unpack().defined()) return;
+    saved[4] = torch::autograd::SavedVariable(at::scalar_tensor(beta, at::kDouble), /*is_output=*/false);
+    lifted_ = true;
+  }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, 5>& saved, const Wants<4>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_vae_loss_gradients");
-    const bool through_recon = g[0].defined() || g[1].defined(), through_kl = g[0].defined() || g[2].defined();
-    const Wants<4> made{wants[0] && through_recon, wants[1] && through_recon, wants[2] && through_kl,
-                        wants[3] && through_kl};
-    return placed(op.call(optional(g[0]), optional(g[1]), optional(g[2]), saved[0], saved[1], saved[2], saved[3], beta,
-                          optional(saved[4]), likelihood, reduction, kl_reduction, made),
-                  made);
+    const Tensor g_recon = sum(g[0], g[1]);
+    Tensor g_kl = g[0];
+    // Alone, the gradient of loss meets the same roundings in the kernel as in the forward pass: beta goes there.
+    const bool in_kernel = g[0].defined() && !g[2].defined() && !lifted_;
+    if (!in_kernel) g_kl = sum(weighted(g[0], saved[4]), g[2]);
+    const Wants<4> made{wants[0] && g_recon.defined(), wants[1] && g_recon.defined(), wants[2] && g_kl.defined(),
+                        wants[3] && g_kl.defined()};
+    return placed(
+        op.call(optional(g_recon), optional(g_kl), saved[0], saved[1], saved[2], saved[3], in_kernel ? beta : 1,
+                in_kernel ? optional(saved[4]) : std::nullopt, likelihood, reduction, kl_reduction, made),
+        made);
   }
   variable_list differentiable_backward(const variable_list& g, const std::array<Tensor, 5>& saved,
                                         const Wants<4>& wants) const {
     const Choice c = choose(likelihood, reduction, kl_reduction);
-    const auto sum = [](const Tensor& a, const Tensor& b) {
-      return a.defined() && b.defined() ? a + b : (a.defined() ? a : b);
-    };
-    const Tensor beta_g = !g[0].defined() ? Tensor() : (saved[4].defined() ? g[0] * saved[4] : g[0] * beta);
-    const Tensor g_recon = sum(g[0], g[1]), g_kl = sum(beta_g, g[2]);
+    const Tensor g_recon = sum(g[0], g[1]), g_kl = sum(weighted(g[0], saved[4]), g[2]);
     variable_list all(4);
     if (g_recon.defined()) {
       auto d = reconstruction_differentiable_backward(g_recon, saved[0], saved[1], c.likelihood, c.reduction,
@@ -182,6 +179,15 @@ struct VaeLoss {
     }
     return all;
   }
+
+ private:
+  // The part of loss's gradient that reaches the KL.
+  Tensor weighted(const Tensor& g, const Tensor& beta_tensor) const {
+    if (!g.defined()) return g;
+    return beta_tensor.defined() ? (g * beta_tensor).to(g.scalar_type()) : g * beta;
+  }
+
+  bool lifted_ = false;
 };
 
 std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
@@ -210,8 +216,11 @@ std::tuple<Tensor, Tensor, Tensor> autograd(const Tensor& recon_x, const Tensor&
     }
   }
   if (differentiate) {
-    const VaeLoss op{beta, std::string(likelihood), std::string(reduction),
-                     std::string(kl_reduction.value_or(reduction))};
+    VaeLoss op;
+    op.beta = beta;
+    op.likelihood = likelihood;
+    op.reduction = reduction;
+    op.kl_reduction = kl_reduction.value_or(reduction);
     const auto node = record(op, inputs, {recon_x, x, mu, logvar, or_undefined(beta_tensor)}, std::move(kept));
     torch::autograd::set_history(loss, node);
     torch::autograd::set_history(recon, node);
@@ -245,13 +254,13 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "str reduction, str? kl_reduction, bool[4] wants) -> (Tensor loss, Tensor recon, Tensor kl, Tensor[] gradients)",
       kPure);
   m.def(
-      "_vae_loss_gradients(Tensor? g_loss, Tensor? g_recon, Tensor? g_kl, Tensor recon_x, Tensor x, Tensor mu, Tensor "
-      "logvar, float beta, "
+      "_vae_loss_gradients(Tensor? g_recon, Tensor? g_kl, Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, "
+      "float beta, "
       "Tensor? beta_tensor, str likelihood, str reduction, str? kl_reduction, bool[4] wants) -> Tensor[]",
       kPure);
   m.def(
-      "vae_loss_for_compiler(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, float beta, Tensor? beta_tensor, "
-      "str likelihood, str reduction, str? kl_reduction) -> (Tensor loss, Tensor recon, Tensor kl)",
+      "vae_loss_for_compiler(Tensor recon_x, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, str likelihood, "
+      "str reduction, str? kl_reduction) -> (Tensor recon, Tensor kl)",
       for_compiler, kPure);
   implement(m, "vae_loss", vae_loss);
   implement_inner(m, "_vae_loss_with_gradients", with_gradients);
