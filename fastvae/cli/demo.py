@@ -313,7 +313,7 @@ def _print_summary(
 
 
 def _row(label: str, text: str) -> None:
-    print(f"{label:<15}{text}", flush=True)
+    print(f"{label:<15}{text}")
 
 
 def _fail(message: str) -> int:
