@@ -480,7 +480,7 @@ def test_a_missing_extra_is_named() -> None:
     assert [line.split(": ")[1] for line in lines] == [
         f"needs {package}" for package in ("py-cpuinfo", "rich", "matplotlib")
     ]
-    assert all('pip install "fastvae[bench]"' in line for line in lines)
+    assert all(line.endswith(": pip install rich matplotlib py-cpuinfo") for line in lines)
 
 
 @pytest.mark.slow

@@ -370,7 +370,7 @@ def why_no_jax(device: Device) -> str | None:
     try:
         module = importlib.import_module("fastvae.bench.jax_baselines")
     except ModuleNotFoundError:
-        return 'JAX is not installed: pip install "fastvae[jax]"'
+        return "JAX is not installed: pip install jax"
     reason: str | None = module.why_not(device.torch_device)
     return reason
 

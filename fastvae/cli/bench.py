@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA:
             raise
-        return _fail(f'needs {EXTRA[module]}: pip install "fastvae[bench]"')
+        return _fail(f"needs {EXTRA[module]}: pip install {' '.join(EXTRA.values())}")
     try:
         device = devices.of(args.device)
         probe = torch.zeros(1, 1, device=device.torch_device)

@@ -52,9 +52,22 @@ def add_parser(subparsers: Any) -> None:
         default="digits",
         metavar="SOURCE",
         help=(
-            "digits (scikit-learn's), an .npz file (images under x or as its only array, labels, "
-            "if any, under y) or a folder of images (sub-folders, if any, are the classes)"
+            "digits (scikit-learn's), an .npz or .npy file, or a folder of images (sub-folders, if any, "
+            "are the classes); arrays or folders of train and test images are used as that"
         ),
+    )
+    absent = argparse.SUPPRESS  # instead of None or False, which the help would show as defaults
+    add(
+        "--key",
+        default=absent,
+        metavar="NAME",
+        help="the array of the images in an .npz file (default: x, images, data and the like)",
+    )
+    add(
+        "--label-key",
+        default=absent,
+        metavar="NAME",
+        help="the array of the labels, '' for none (default: y, labels, targets and the like)",
     )
     add("--image-size", type=count, default=32, help="side of a folder's images, in pixels")
     add(
@@ -86,7 +99,6 @@ def add_parser(subparsers: Any) -> None:
         default=default.seed,
         help="of the weights, the order of the images and the noise",
     )
-    absent = argparse.SUPPRESS  # instead of None or False, which the help would show as defaults
     add(
         "--threads",
         type=count,
@@ -142,18 +154,21 @@ def _run(args: argparse.Namespace, config: train.Config) -> int:
 
         probe = torch.zeros(1, 1, device=config.device)
         fastvae.reparameterize(probe, probe)
-        images = data.load(args.data, image_size=args.image_size).to(probe.device)
+        keys = {name: getattr(args, name, None) for name in ("key", "label_key")}
+        images = data.load(args.data, image_size=args.image_size, **keys).to(probe.device)
         for folder in [args.out, *([args.json.parent] if "json" in args else [])]:
             folder.mkdir(parents=True, exist_ok=True)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA:
             raise
-        return _fail(f'needs {EXTRA[module]}: pip install "fastvae[demo]"')
+        return _fail(f"needs {EXTRA[module]}: pip install {' '.join(EXTRA.values())}")
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         # AssertionError is what torch raises for a CUDA device where it was built without CUDA.
         return _fail(str(error))
 
+    for note in images.notes if rank == 0 else ():
+        _row(*note)
     model, ours = _train("fastvae", config, images, objectives.fused)
     if not ours.epochs.isfinite().all():
         return _fail("the training diverged, its loss is not finite: try a smaller --lr")
@@ -273,18 +288,15 @@ def _print_summary(
     kind = {"vae": "variational autoencoder", "ae": "deterministic autoencoder"}[config.model]
     size = " x ".join(str(length) for length in images.shape)
 
-    def row(label: str, text: str) -> None:
-        print(f"{label:<15}{text}")
-
-    row("model", f"{kind}, {config.latent_dim} latent dimensions, {config.epochs} epochs")
-    row("images", f"{images.name}: {len(images.train):,} train, {len(images.test):,} test, {size}")
-    row("test error", f"{test.recon:.3f} squared error per image")
-    row("mean image", f"{baseline:.3f}, so the model's is {test.recon / baseline:.2f} of that")
+    _row("model", f"{kind}, {config.latent_dim} latent dimensions, {config.epochs} epochs")
+    _row("images", f"{images.name}: {len(images.train):,} train, {len(images.test):,} test, {size}")
+    _row("test error", f"{test.recon:.3f} squared error per image")
+    _row("mean image", f"{baseline:.3f}, so the model's is {test.recon / baseline:.2f} of that")
     if test.kl is not None:
-        row("KL", f"{test.kl:.2f} nats per image (beta = 2 sigma^2 = {config.beta:g})")
-        row("ELBO", f"{test.elbo:.2f} nats per image for sigma = {config.sigma:g}")
+        _row("KL", f"{test.kl:.2f} nats per image (beta = 2 sigma^2 = {config.beta:g})")
+        _row("ELBO", f"{test.elbo:.2f} nats per image for sigma = {config.sigma:g}")
     if agreement is not None:
-        row(
+        _row(
             "agreement",
             f"first {train.FIRST_STEPS} steps to {agreement.first_steps:.1e} "
             f"(limit {train.FIRST_STEPS_TOLERANCE:g}), "
@@ -292,12 +304,16 @@ def _print_summary(
         )
     if times is not None:
         ours, plain = times["fastvae"].median * 1e3, times["plain"].median * 1e3
-        row(
+        _row(
             "training step",
             f"{ours:.2f} ms with fastvae, {plain:.2f} ms in plain PyTorch ({plain / ours:.2f}x), "
             "the networks and Adam included",
         )
-    row("written", f"metrics.json, {', '.join(path.name for path in paths)} in {paths[0].parent}")
+    _row("written", f"metrics.json, {', '.join(path.name for path in paths)} in {paths[0].parent}")
+
+
+def _row(label: str, text: str) -> None:
+    print(f"{label:<15}{text}")
 
 
 def _fail(message: str) -> int:
