@@ -6,19 +6,22 @@ threads. Fused backward passes, second derivatives, ``torch.compile`` and any up
 
 Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``"mean"`` (divided by the number of elements),
 ``"sample"`` (a [B] tensor, summed over the event) and ``"none"`` (elementwise; `kl_normal` and
-`reconstruction_loss` only). An empty batch sums to 0 and means to NaN.
+`reconstruction_loss` only). An empty batch sums to 0 and means to NaN. With time first, [T, B, L], ``"batchmean"`` divides by
+T and ``"sample"`` gives [T]: give ``transpose(0, 1)`` of such tensors, which is read in place.
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
-from typing import Literal, overload
+from functools import partial
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
+from torch.onnx import is_in_onnx_export
 
 from fastvae import _vmap  # noqa: F401 (registers its rules)
 from fastvae._ops import ops
@@ -43,6 +46,10 @@ _vae_loss = ops.vae_loss.default
 # In compiled programs the objective is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md says more).
 _reconstruction_loss_for_compiler = ops.reconstruction_loss_for_compiler.default
 _vae_loss_for_compiler = ops.vae_loss_for_compiler.default
+# torch.onnx.export knows aten's ops alone, and no generator. (is_exporting comes first: the other takes a microsecond.)
+_reparameterize_for_onnx = ops.reparameterize_for_compiler.default
+_kl_normal_for_onnx = ops.kl_normal_for_compiler.default
+_sample_and_kl_for_onnx = ops.sample_and_kl_for_compiler.default
 
 
 def _explain(
@@ -57,17 +64,17 @@ def _explain(
             problem = f"must be a torch.Tensor, but got {type(value).__name__}"
         elif value.is_nested:
             problem = (
-                "must be a dense tensor, but it is nested; convert it with to_padded_tensor first"
+                "must be a dense tensor, but it is nested; convert it with .to_padded_tensor(0.0)"
             )
         elif value.is_quantized:
-            problem = "must not be quantized; convert it with dequantize first"
+            problem = "must not be quantized; convert it with .dequantize()"
         elif type(value).__name__ == "DTensor":  # by name: importing it starts torch.distributed
             problem = (
                 'must be a plain tensor, but it is a DTensor; give each rank\'s part, to_local(), with reduction="sum" '
                 "and add the parts' results up"
             )
         elif value.layout is not torch.strided:
-            problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with to_dense first"
+            problem = f"must be a dense (strided) tensor, but its layout is {value.layout}; convert it with .to_dense()"
         else:
             continue
         raise TypeError(f"fastvae.{op}: {name} {problem}") from error
@@ -134,11 +141,15 @@ def reparameterize(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
+        op = _reparameterize
+        if is_exporting() and is_in_onnx_export():
+            op, generator = _reparameterize_for_onnx, None
+            eps = torch.randn_like(mu) if eps is None else eps
         if return_eps and eps is None:
             noise = _normal_like(mu, generator)
-            z: Tensor = _reparameterize(mu, logvar, noise)
+            z: Tensor = op(mu, logvar, noise)
             return z, noise.to(z.dtype)
-        z = _reparameterize(mu, logvar, eps, generator)
+        z = op(mu, logvar, eps, generator)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(eps=eps)}
         _explain("reparameterize", error, tensors, _given(generator=generator))
@@ -172,7 +183,9 @@ def kl_normal(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        kl: Tensor = _kl_normal(mu, logvar, mu_p, logvar_p, reduction)
+        for_onnx = is_exporting() and is_in_onnx_export()
+        op = _kl_normal_for_onnx if for_onnx else _kl_normal
+        kl: Tensor = op(mu, logvar, mu_p, logvar_p, reduction)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p)}
         _explain("kl_normal", error, tensors, {"reduction": reduction})
@@ -199,7 +212,10 @@ def sample_and_kl(
         `reparameterize` for the same seed.
     """
     try:
-        z, kl = _sample_and_kl(mu, logvar, mu_p, logvar_p, reduction, eps, generator)
+        op = _sample_and_kl
+        if is_exporting() and is_in_onnx_export():
+            op, generator = _sample_and_kl_for_onnx, None
+        z, kl = op(mu, logvar, mu_p, logvar_p, reduction, eps, generator)
     except Exception as error:
         tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p, eps=eps)}
         options = {"reduction": reduction, **_given(generator=generator)}
@@ -229,7 +245,7 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     try:
-        compiling = is_compiling() and reduction != "none"
+        compiling = is_compiling() and (reduction != "none" or is_in_onnx_export())
         op = _reconstruction_loss_for_compiler if compiling else _reconstruction_loss
         nll: Tensor = op(recon_x, x, likelihood, reduction)
     except Exception as error:
@@ -271,7 +287,8 @@ def vae_loss(
         beta: weight of the KL: a number (Python's or NumPy's), or a 0-dim tensor on the inputs' device, which can be
             annealed in place under a CUDA graph. No gradient is computed for it.
         likelihood: ``"mse"`` or ``"gaussian"``.
-        reduction: ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``.
+        reduction: ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``. B is the first dimension, so for tensors with time
+            first give their ``transpose(0, 1)``.
         kl_reduction: the KL's, if it is another one; "sample" goes with "sample" only.
 
     Returns:
@@ -324,3 +341,15 @@ def vae_loss(
         _explain("vae_loss", error, tensors, options)
         raise
     return VAELossOutput(loss, recon, kl)
+
+
+def refuse_torchscript(op: str) -> None:
+    raise RuntimeError(
+        f"fastvae.{op}: torch.jit.script cannot compile it; use torch.jit.trace, torch.export or torch.compile"
+    )
+
+
+_ops: list[Any] = [reparameterize, kl_normal, sample_and_kl, reconstruction_loss, vae_loss]
+for _op in _ops:
+    # torch.jit.script calls this before it reads a function.
+    _op.__prepare_scriptable__ = partial(refuse_torchscript, _op.__name__)

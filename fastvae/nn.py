@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvae.functional import VAELossOutput, number, reparameterize, vae_loss
+from fastvae.functional import VAELossOutput, number, refuse_torchscript, reparameterize, vae_loss
 
 __all__ = ["Reparameterize", "VAELoss"]
 
@@ -58,6 +58,9 @@ class VAELoss(nn.Module):
             prefix + "beta", self.beta
         )  # checkpoints had no beta before it was a buffer
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it
+        refuse_torchscript("nn.VAELoss")
 
     def forward(self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> VAELossOutput:
         return vae_loss(

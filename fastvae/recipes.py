@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypedDict
 
+import torch
+
 __all__ = [
     "Options",
     "Recipe",
@@ -45,6 +47,10 @@ class Recipe(NamedTuple):
 
     options: Options
     factor: float = 1.0
+
+
+# A checkpoint with one, as Lightning's save_hyperparameters makes it, loads under weights_only.
+torch.serialization.add_safe_globals([Recipe])
 
 
 def pythae(beta: float = 1.0) -> Recipe:

@@ -34,6 +34,8 @@ class VAELossOutput(NamedTuple):
 
 # torch.export.save writes the name of what a program returns, and asks for it here.
 _register_namedtuple(VAELossOutput, serialized_type_name="fastvae.VAELossOutput")
+# A checkpoint with one loads under weights_only.
+torch.serialization.add_safe_globals([VAELossOutput])
 
 
 def _reduce(value: Tensor, reduction: str) -> Tensor:

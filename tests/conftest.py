@@ -29,9 +29,11 @@ CPU_ALONE = {
     "test_cli",
     "test_demo",
     "test_determinism",
+    "test_devices",
     "test_distributed",
     "test_examples",
     "test_gpu",
+    "test_onnx",
     "test_oracle",
     "test_recipes",
 }

@@ -351,3 +351,189 @@ def test_reparameterize_module(bad):
 
 def test_nan_is_not_an_error():
     assert math.isnan(fastvae.vae_loss(**good("vae_loss"), beta=math.nan).loss.item())
+
+
+# What a message says to do, done
+
+
+def follow(name: str, **arguments: Any) -> Any:
+    """The op's result, after doing to the letter what its messages say."""
+    for _ in range(len(arguments) + 1):
+        try:
+            return getattr(fastvae, name)(**arguments)
+        except A_CLEAR_ERROR as error:
+            message = str(error)
+        subject = re.match(rf"fastvae\.{name}: (\w+)", message)
+        assert subject, message
+        advice = re.search(
+            r"(?:with|give|as|call) (\w*)(\.[\w.]+(?:\([\w.]*\))?(?: / 255)?)", message
+        )
+        assert advice, message
+        argument = advice[1] or subject[1]
+        arguments[argument] = eval(argument + advice[2], {}, arguments)
+    raise AssertionError(message)
+
+
+def assert_following_gives(want: Any, op: str, **arguments: Any) -> None:
+    torch.testing.assert_close(follow(op, **arguments), want)
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    return t.round() + (t.round() == 0)  # no 0, which a sparse tensor would leave out
+
+
+# A tensor that is refused, and a dense floating-point one with the same numbers.
+CONVERTED = {
+    "pixels": lambda t: ((t.abs() * 40).to(torch.uint8), (t.abs() * 40).floor() / 255),
+    "uint8": lambda t: (whole(t.abs()).to(torch.uint8), whole(t.abs())),
+    "int64": lambda t: (whole(t).long(), whole(t)),
+    "int16": lambda t: (whole(t).to(torch.int16), whole(t)),
+    "bool": lambda t: (t > 0, (t > 0).float()),
+    "float8": lambda t: (whole(t).to(torch.float8_e4m3fn), whole(t)),
+    "complex": lambda t: (torch.complex(t, -t), t),
+    "negative": lambda t: (torch.complex(t, -t).conj().imag, t),
+    "sparse": lambda t: (t.to_sparse(), t),
+    "csr": lambda t: (t.to_sparse_csr(), t),
+    "mkldnn": lambda t: (t.to_mkldnn(), t),
+    "nested": lambda t: (torch.nested.nested_tensor(list(t)), t),
+    "jagged": lambda t: (torch.nested.nested_tensor(list(t), layout=torch.jagged), t),
+    "quantized": lambda t: (torch.quantize_per_tensor(whole(t), 1.0, 0, torch.qint8), whole(t)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*beta state", "ignore:.*prototype stage", "ignore:.*quant")
+@pytest.mark.parametrize("kind", CONVERTED)
+@pytest.mark.parametrize(("name", "argument"), EVERY_TENSOR)
+def test_following_how_to_convert(name, argument, kind):
+    arguments = good(name)
+    if name in SAMPLING:
+        arguments["eps"] = torch.ones(3, 5)
+    if kind == ("uint8" if argument in ("x", "recon_x") else "pixels"):
+        pytest.skip("images are pixels, latents are not")
+    refused, accepted = CONVERTED[kind](arguments[argument])
+    want = getattr(fastvae, name)(**arguments | {argument: accepted})
+    assert_following_gives(want, name, **arguments | {argument: refused})
+
+
+def test_pixels_are_divided_and_other_integers_may_be():
+    """0..255 taken as they are make a training diverge."""
+    image = (torch.rand(3, 5) * 255).to(torch.uint8)
+    with pytest.raises(TypeError, match=r"pixels in 0\.\.255 with \.float\(\) / 255"):
+        fastvae.reconstruction_loss(torch.zeros(3, 5), image)
+    with pytest.raises(TypeError, match=r"\.float\(\), and divide pixels by the largest value"):
+        fastvae.reconstruction_loss(torch.zeros(3, 5), image.long())
+
+
+NOT_FIRST = [(name, a) for name, a in EVERY_TENSOR if a not in ("mu", "recon_x")]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 5), (3, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize(("name", "argument"), [*NOT_FIRST, *((name, "eps") for name in SAMPLING)])
+def test_following_how_to_give_what_is_shared(name, argument, shape):
+    arguments = good(name)
+    if name in SAMPLING:
+        arguments["eps"] = torch.ones(3, 5)
+    shared = torch.linspace(-0.7, 0.4, math.prod(shape)).reshape(shape)
+    want = getattr(fastvae, name)(**arguments | {argument: torch.zeros(3, 5) + shared})
+    assert_following_gives(want, name, **arguments | {argument: shared})
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_following_how_to_give_numbers(name):
+    """A batch of one."""
+    scalars = {k: t[0, 0] for k, t in good(name).items()}
+    if name in SAMPLING:
+        scalars["eps"] = torch.tensor(0.7)
+    want = getattr(fastvae, name)(**{k: t.reshape(1) for k, t in scalars.items()})
+    assert_following_gives(want, name, **scalars)
+
+
+@pytest.mark.parametrize("argument", list(good("vae_loss")))
+def test_no_advice_where_a_shape_cannot_be_expanded(argument):
+    for bad in ((3, 4), (2, 5), (3, 1, 5), (7,)):
+        with pytest.raises(ValueError) as caught:
+            fastvae.vae_loss(**good("vae_loss") | {argument: torch.zeros(bad)})
+        assert "expand_as" not in str(caught.value)
+
+
+def test_following_the_other_messages():
+    t = good("vae_loss")
+    want = fastvae.vae_loss(**t, beta=2.0)
+    assert_following_gives(want, "vae_loss", **t, beta=torch.tensor(2))
+    assert_following_gives(want, "vae_loss", **t, beta=torch.tensor(2.0 + 1j))
+    beta = torch.tensor(2.0, requires_grad=True)
+    assert_following_gives(want, "vae_loss", **t, beta=beta)
+    with pytest.raises(ValueError, match=r"to learn it, .*: recon \+ beta \* kl$"):
+        fastvae.vae_loss(**t, beta=beta)
+    terms = fastvae.vae_loss(**t)
+    loss = terms.recon + beta * terms.kl
+    torch.testing.assert_close(loss.detach(), want.loss)
+    loss.backward()
+    torch.testing.assert_close(beta.grad, want.kl)
+
+    images = good("reconstruction_loss")
+    for other in (torch.Tensor.double, torch.Tensor.float):  # "convert one of them"
+        with pytest.raises(TypeError, match="convert one of them"):
+            fastvae.reconstruction_loss(images["recon_x"].double(), images["x"])
+        both = {k: other(x) for k, x in images.items()}
+        torch.testing.assert_close(
+            fastvae.reconstruction_loss(**both).float(), fastvae.reconstruction_loss(**images)
+        )
+
+    latents = good("kl_normal")
+    posterior = {k: latents[k] for k in ("mu", "logvar")}
+    zeros = torch.zeros(3, 5)
+    with pytest.raises(ValueError, match=r"give both, or neither for N\(0, 1\)"):
+        fastvae.kl_normal(**posterior, mu_p=zeros)
+    torch.testing.assert_close(
+        fastvae.kl_normal(**posterior, mu_p=zeros, logvar_p=zeros), fastvae.kl_normal(**posterior)
+    )
+
+
+def test_following_the_message_about_many_dimensions():
+    t = torch.rand(18).as_strided((2,) * 17, (1,) * 17)
+    with pytest.raises(ValueError, match=r"call \.contiguous\(\) on it first"):
+        fastvae.reconstruction_loss(t, torch.zeros_like(t))
+    got = fastvae.reconstruction_loss(t.contiguous(), torch.zeros_like(t))
+    torch.testing.assert_close(got, t.square().sum() / 2)
+
+
+# torch.jit.script
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sample = nn.Reparameterize()
+        self.loss = nn.VAELoss(0.3)
+
+    def forward(self, x: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        recon_x = torch.sigmoid(self.sample(mu, logvar))
+        return self.loss(recon_x, x, mu, logvar)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_refused_in_one_line():
+    for f in (*(getattr(fastvae, name) for name in OPS), nn.VAELoss(), Model()):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot") as caught:
+            torch.jit.script(f)
+        assert str(caught.value).startswith("fastvae.")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_following_the_message_about_torchscript():
+    args = (torch.rand(3, 5), torch.randn(3, 5), torch.randn(3, 5))
+    model = Model()
+
+    def run(f: Any) -> torch.Tensor:
+        torch.manual_seed(1)
+        return f(*args)
+
+    want = run(model)
+    for f in (
+        torch.jit.trace(model, args, check_trace=False),
+        torch.export.export(model, args).module(),
+        torch.compile(model, backend="eager", fullgraph=True),
+    ):
+        torch.testing.assert_close(run(f), want)

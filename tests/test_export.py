@@ -122,3 +122,24 @@ def test_a_package_of_aotinductor(tmp_path: Path) -> None:
         torch.manual_seed(6)
         torch.testing.assert_close(tuple(run(x)), want)
         assert not torch.equal(run(x)[0], want[0])
+
+
+IN_A_NEW_PROCESS = """
+import sys, torch
+import fastvae
+checkpoint = torch.load(sys.argv[1], weights_only=True)
+recipe, output = checkpoint["hyper_parameters"]["recipe"], checkpoint["last"]
+assert recipe == fastvae.recipes.pytorch_vae(0.3) and type(recipe) is fastvae.recipes.Recipe, recipe
+assert type(output) is fastvae.VAELossOutput and output.kl.item() == 3.0, output
+"""
+
+
+def test_a_checkpoint_with_our_types(tmp_path):
+    """As Lightning's save_hyperparameters keeps a recipe; torch.load takes weights_only=True by default."""
+    path = tmp_path / "last.ckpt"
+    output = fastvae.VAELossOutput(*map(torch.tensor, (1.0, 2.0, 3.0)))
+    recipe = fastvae.recipes.pytorch_vae(0.3)
+    torch.save({"hyper_parameters": {"recipe": recipe}, "last": output}, path)
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

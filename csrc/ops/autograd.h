@@ -58,6 +58,17 @@ void implement(torch::Library& m, const char* name, Function* function) {
   }
 }
 
+// On devices that have no kernels the op is a function of aten ops, which differentiates by itself. check_tensor warns.
+template <class Function>
+void implement_elsewhere(torch::Library& m, const char* name, Function* function) {
+  using c10::DispatchKey;
+  for (const auto key : {DispatchKey::MPS, DispatchKey::AutogradMPS, DispatchKey::XPU, DispatchKey::AutogradXPU,
+                         DispatchKey::HPU, DispatchKey::AutogradHPU, DispatchKey::MTIA, DispatchKey::AutogradMTIA,
+                         DispatchKey::PrivateUse1, DispatchKey::AutogradPrivateUse1}) {
+    m.impl(name, torch::dispatch(key, function));
+  }
+}
+
 // An op that the autograd kernels call: differentiating through it by itself is an error, not silence.
 template <class Function>
 void implement_inner(torch::Library& m, const char* name, Function* function) {

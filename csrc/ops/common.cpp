@@ -1,5 +1,6 @@
 #include "common.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -16,6 +17,15 @@ const char* const kReductions[] = {"sum", "batchmean", "mean", "sample", "none"}
 
 bool is_supported(at::ScalarType t) {
   return t == at::kFloat || t == at::kDouble || t == at::kBFloat16 || t == at::kHalf;
+}
+
+const char* how_to_convert(std::string_view name, at::ScalarType t) {
+  if (c10::isComplexType(t)) return "convert it with .real";
+  const bool image = name == "x" || name == "recon_x";
+  if (image && t == at::kByte) return "convert pixels in 0..255 with .float() / 255, and other numbers with .float()";
+  if (image && t != at::kBool && c10::isIntegralType(t, /*includeBool=*/false))
+    return "convert it with .float(), and divide pixels by the largest value that they can have";
+  return "convert it with .float()";
 }
 
 DType dtype_of(const Tensor& t) {
@@ -70,6 +80,13 @@ View ordered(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides, at
   return merged(t, permuted_sizes, permuted_strides);
 }
 
+// What to do about a tensor that would have to be broadcast; nothing if it cannot be.
+std::string how_to_expand(const char* name, const Tensor& t, const char* to_name, const Tensor& to) {
+  if (!at::is_expandable_to(t.sym_sizes(), to.sym_sizes())) return "";
+  return c10::str("; give a shared ", name, " as ", name, ".expand_as(", to_name,
+                  "), which is read in place, not copied");
+}
+
 }  // namespace
 
 Reduction parse_reduction(const char* op, c10::string_view name, const char* argument, bool allow_none) {
@@ -82,26 +99,34 @@ Reduction parse_reduction(const char* op, c10::string_view name, const char* arg
 
 void check_dtype(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_TYPE(is_supported(t.scalar_type()), op, ": ", name,
-                   " must be float32, float64, bfloat16 or float16, but its dtype is ", dtype_name(t),
-                   "; convert it with ", t.is_complex() ? ".real" : ".float()");
+                   " must be float32, float64, bfloat16 or float16, but its dtype is ", dtype_name(t), "; ",
+                   how_to_convert(name, t.scalar_type()));
 }
 
 void check_tensor(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
   check_dtype(op, name, t);
-  TORCH_CHECK_VALUE(t.dim() > 0, op, ": ", name,
-                    " must have a batch dimension, but it is a 0-dim tensor; use .reshape(1)");
   TORCH_CHECK(!t.is_neg() && !t.is_conj(), op, ": ", name,
               " must not be a lazily negated or conjugated view; call .resolve_neg() on it");
 #if !defined(FASTVAE_CUDA)
   TORCH_CHECK(!t.is_cuda(), op, ": ", name, " is on ", t.device(), ", but this fastvae was built without CUDA; ",
               kHowToGetCuda);
 #endif
+  if (!t.is_cpu() && !t.is_cuda() && !t.is_meta()) {
+    TORCH_WARN_ONCE("fastvae has no kernels for ", t.device().type(),
+                    ": there it computes with torch's own operations, and draws torch's noise");
+  }
+}
+
+void check_batch(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_VALUE(t.dim() > 0, op, ": ", name, " must have a batch dimension, but it is a 0-dim tensor; give ", name,
+                    ".reshape(1)");
 }
 
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
   TORCH_CHECK_VALUE(t.sym_sizes() == other.sym_sizes(), op, ": ", name, " and ", other_name,
-                    " must have the same shape, but got ", t.sym_sizes(), " and ", other.sym_sizes());
+                    " must have the same shape, but got ", t.sym_sizes(), " and ", other.sym_sizes(),
+                    how_to_expand(name, t, other_name, other), how_to_expand(other_name, other, name, t));
 }
 
 void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
@@ -118,6 +143,7 @@ void check_same_arithmetic(const char* op, const char* name, const Tensor& t, co
 
 void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar) {
   check_tensor(op, "mu", mu);
+  check_batch(op, "mu", mu);
   check_tensor(op, "logvar", logvar);
   check_same_device(op, "mu", mu, "logvar", logvar);
   check_same_shape(op, "mu", mu, "logvar", logvar);
@@ -132,8 +158,7 @@ void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, c
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>("mu_p", *mu_p), {"logvar_p", *logvar_p}}) {
     // A shape first: a learned prior is often a vector, or a number.
     TORCH_CHECK_VALUE(t.sym_sizes() == mu.sym_sizes(), op, ": ", name, " must have mu's shape ", mu.sym_sizes(),
-                      ", but got ", t.sym_sizes(), "; give a prior that is shared by the batch as ", name,
-                      ".expand_as(mu), which is read in place, not copied");
+                      ", but got ", t.sym_sizes(), how_to_expand(name, t, "mu", mu));
     check_tensor(op, name, t);
     check_same_device(op, name, t, "mu", mu);
     check_same_arithmetic(op, name, t, "mu", mu);

@@ -31,8 +31,10 @@ inline constexpr const char* kHowToGetCuda =
 // As Python spells it.
 std::string dtype_name(const Tensor& t);
 void check_dtype(const char* op, const char* name, const Tensor& t);
-// A strided floating-point tensor with a batch dimension, on a device that this build has kernels for.
+// A strided floating-point tensor, on a device that this build serves.
 void check_tensor(const char* op, const char* name, const Tensor& t);
+// Not 0-dim: for the first tensor, whose shape the others have.
+void check_batch(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
 void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
 // The 16-bit dtypes and float32 may meet; float64 meets only itself.

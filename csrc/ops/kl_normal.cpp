@@ -112,10 +112,10 @@ struct ComposedKl {
   variable_list backward(const variable_list& g, const std::array<Tensor, 2>& saved, const Wants<2>& wants) const {
     const Composed kl = compose(widened(saved[0]), widened(saved[1]));
     const Tensor factor = spread(g[0], static_cast<Reduction>(reduction), saved[0]);
-    const auto finish = [&](bool want, const Tensor& d) {
-      return want ? (factor * d).to(saved[0].scalar_type()) : Tensor();
+    const auto finish = [&](int i, const Tensor& d) {
+      return wants[i] ? (factor * d).to(saved[i].scalar_type()) : Tensor();
     };
-    return {finish(wants[0], kl.d_mu), finish(wants[1], kl.d_logvar)};
+    return {finish(0, kl.d_mu), finish(1, kl.d_logvar)};
   }
   variable_list differentiable_backward(const variable_list& g, const std::array<Tensor, 2>& saved,
                                         const Wants<2>& wants) const {
@@ -143,6 +143,15 @@ Tensor kl_for_compiler(const Tensor& mu, const Tensor& logvar, Reduction reducti
   return kl;
 }
 
+Tensor kl_normal_for_compiler(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
+                              const OptionalTensor& logvar_p, c10::string_view reduction) {
+  const LatentCall call = kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, true);
+  if (!call.mu_p.defined()) return kl_for_compiler(mu, logvar, *call.reduction);
+  // In the units of the prior it is N(0, 1).
+  const Tensor p = widened(call.logvar_p);
+  return kl_for_compiler((widened(mu) - widened(call.mu_p)) * at::exp(-0.5 * p), widened(logvar) - p, *call.reduction);
+}
+
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def(
       "kl_normal(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, str reduction=\"batchmean\") "
@@ -158,7 +167,10 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "wants) -> "
       "Tensor[]",
       kPure);
+  m.def("kl_normal_for_compiler(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, str reduction) -> Tensor",
+        kl_normal_for_compiler, kPure);
   implement(m, "kl_normal", kl_normal);
+  implement_elsewhere(m, "kl_normal", kl_normal_for_compiler);
   implement_inner(m, "_kl_normal_with_gradients", with_gradients);
   implement_inner(m, "_kl_normal_gradients", gradients);
 }

@@ -88,9 +88,12 @@ variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, cons
   const Tensor delta = standard ? m : m - widened(mu_p);
   const Tensor pull = standard ? m : delta * at::exp(-p);
   const Tensor half_expm1 = 0.5 * at::expm1(standard ? l : l - p);
-  const auto finish = [&](bool want, const Tensor& d) { return want ? (factor * d).to(mu.scalar_type()) : Tensor(); };
-  return {finish(wants[0], pull), finish(wants[1], half_expm1), finish(wants[2], wants[2] ? -pull : pull),
-          finish(wants[3], wants[3] ? -(half_expm1 + 0.5 * delta * pull) : pull)};
+  const auto finish = [&](bool want, const Tensor& d, const Tensor& like) {
+    return want ? (factor * d).to(like.scalar_type()) : Tensor();
+  };
+  return {finish(wants[0], pull, mu), finish(wants[1], half_expm1, logvar),
+          finish(wants[2], wants[2] ? -pull : pull, mu_p),
+          finish(wants[3], wants[3] ? -(half_expm1 + 0.5 * delta * pull) : pull, logvar_p)};
 }
 
 Tensor kl_tangent(const std::array<Tensor, 4>& inputs, Reduction reduction) {

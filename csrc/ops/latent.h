@@ -45,6 +45,9 @@ LatentCall kl_call(const char* op, const Tensor& mu, const Tensor& logvar, const
 // The noise of a state, in the type of the arithmetic (float32, or float64 for float64). Callable while tracing.
 Tensor noise_of(const Tensor& like, const Tensor& state);
 
+// Noise by torch's own generator, where ours cannot be made.
+Tensor torch_noise(const Tensor& like, const std::optional<at::Generator>& generator);
+
 // Gradients of the KL divergence in aten ops, for second derivatives; mu_p and logvar_p may be undefined.
 variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, const Tensor& logvar, const Tensor& mu_p,
                                          const Tensor& logvar_p, Reduction reduction, Wants<4> wants);
@@ -52,6 +55,11 @@ variable_list kl_differentiable_backward(const Tensor& g, const Tensor& mu, cons
 Tensor kl_tangent(const std::array<Tensor, 4>& inputs, Reduction reduction);
 // KL from N(0, 1) in aten ops, which a compiler fuses with what stands beside them.
 Tensor kl_for_compiler(const Tensor& mu, const Tensor& logvar, Reduction reduction);
+// The ops in aten ops, for ONNX and for devices that have no kernels.
+Tensor kl_normal_for_compiler(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
+                              const OptionalTensor& logvar_p, c10::string_view reduction);
+Tensor reparameterize_for_compiler(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+                                   std::optional<at::Generator> generator);
 // Gradients of mu, logvar and eps through the sample.
 variable_list sample_differentiable_backward(const Tensor& dz, const Tensor& logvar, const Tensor& eps,
                                              const Tensor& state, Wants<3> wants);

@@ -2,6 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/randn_like.h>
 
 #include "../math/philox.h"
 #include "latent.h"
@@ -26,12 +28,11 @@ Tensor philox_normal(c10::SymIntArrayRef size, int64_t seed, int64_t offset, int
   constexpr const char* kOp = "fastvae.random.philox_normal";
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, kOp,
                    ": dtype must be float32, float64, bfloat16 or float16, but got ", c10::getDtypeNames(dtype).first);
-#if defined(FASTVAE_CUDA)
   TORCH_CHECK(device.is_cpu() || device.is_cuda() || device.is_meta(), kOp,
-              ": device must be the CPU or a CUDA device, but got ", device);
-#else
-  TORCH_CHECK(device.is_cpu() || device.is_meta(), kOp, ": device is ", device,
-              ", but this fastvae was built without CUDA; ", kHowToGetCuda);
+              ": device must be the CPU or a CUDA device, but got ", device, "; make it on the CPU and move it there");
+#if !defined(FASTVAE_CUDA)
+  TORCH_CHECK(!device.is_cuda(), kOp, ": device is ", device, ", but this fastvae was built without CUDA; ",
+              kHowToGetCuda);
 #endif
   Tensor out = at::empty_symint(size, at::TensorOptions(device).dtype(dtype));
   Noise noise;
@@ -72,6 +73,12 @@ Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, i
   return out;
 }
 
+// torch's own noise, where ours cannot be made.
+Tensor normal_like_elsewhere(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
+  check_tensor("fastvae.reparameterize", "mu", like);
+  return torch_noise(like, generator);
+}
+
 Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
   static const auto op = find_op<decltype(normal_like)>("fastvae::_normal_like");
   at::AutoDispatchBelowADInplaceOrView below;
@@ -79,6 +86,11 @@ Tensor normal_like_autograd(const Tensor& like, std::optional<at::Generator> gen
 }
 
 }  // namespace
+
+Tensor torch_noise(const Tensor& like, const std::optional<at::Generator>& generator) {
+  const auto options = like.options().dtype(result_type(like));
+  return generator.has_value() ? at::randn_symint(like.sym_sizes(), generator, options) : at::randn_like(like, options);
+}
 
 Tensor noise_of(const Tensor& like, const Tensor& state) {
   static const auto op = find_op<decltype(noise)>("fastvae::_noise");
@@ -120,6 +132,7 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.impl("philox_normal", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, philox_normal));
   m.impl("philox_words", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, philox_words));
   implement(m, "_normal_like", normal_like);
+  implement_elsewhere(m, "_normal_like", normal_like_elsewhere);
   implement_inner(m, "_noise", noise);
 }
 TORCH_LIBRARY_IMPL(fastvae, Autograd, m) { m.impl("_normal_like", normal_like_autograd); }

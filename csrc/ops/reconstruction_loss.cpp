@@ -9,6 +9,7 @@ namespace fastvae {
 
 void check_reconstruction(const char* op, const Tensor& recon_x, const Tensor& x) {
   check_tensor(op, "recon_x", recon_x);
+  check_batch(op, "recon_x", recon_x);
   check_tensor(op, "x", x);
   check_same_device(op, "recon_x", recon_x, "x", x);
   check_same_shape(op, "recon_x", recon_x, "x", x);
@@ -174,6 +175,7 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def("reconstruction_loss_for_compiler(Tensor recon_x, Tensor x, str likelihood, str reduction) -> Tensor",
         for_compiler, kPure);
   implement(m, "reconstruction_loss", reconstruction_loss);
+  implement_elsewhere(m, "reconstruction_loss", for_compiler);
   implement_inner(m, "_reconstruction_loss_with_gradients", with_gradients);
   implement_inner(m, "_reconstruction_loss_gradients", gradients);
 }

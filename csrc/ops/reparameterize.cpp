@@ -1,5 +1,7 @@
 // reparameterize: z = mu + sigma * eps. The noise is made in registers and never stored: the backward pass remakes it
 // from its (seed, offset). mu's gradient is z's itself.
+#include <ATen/ops/exp.h>
+
 #include "latent.h"
 
 namespace fastvae {
@@ -97,13 +99,25 @@ Tensor autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& ep
 
 }  // namespace
 
+Tensor reparameterize_for_compiler(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+                                   std::optional<at::Generator> generator) {
+  check_posterior(kOp, mu, logvar);
+  check_noise(kOp, mu, eps, generator);
+  const Tensor m = widened(mu);
+  const Tensor noise = eps.has_value() ? eps->to(m.scalar_type()) : torch_noise(mu, generator);
+  return (m + at::exp(0.5 * widened(logvar)) * noise).to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
+}
+
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def("reparameterize(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor", kRandom);
   m.def("_reparameterize_draw(Tensor mu, Tensor logvar, Generator? generator, int draw) -> (Tensor z, Tensor state)",
         kRandom);
   m.def("_reparameterize_gradients(Tensor dz, Tensor logvar, Tensor? eps, Tensor? state, bool[2] wants) -> Tensor[]",
         kPure);
+  m.def("reparameterize_for_compiler(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor",
+        reparameterize_for_compiler, kRandom);
   implement(m, "reparameterize", reparameterize);
+  implement_elsewhere(m, "reparameterize", reparameterize_for_compiler);
   implement_inner(m, "_reparameterize_draw", draw_and_sample);
   implement_inner(m, "_reparameterize_gradients", gradients);
 }

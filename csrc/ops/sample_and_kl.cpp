@@ -35,6 +35,19 @@ std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar,
   return {r.z, r.kl};
 }
 
+std::tuple<Tensor, Tensor> for_compiler(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
+                                        const OptionalTensor& logvar_p, c10::string_view reduction,
+                                        const OptionalTensor& eps, std::optional<at::Generator> generator) {
+  kl_call(kOp, mu, logvar, mu_p, logvar_p, reduction, false);  // checks
+  check_noise(kOp, mu, eps, generator);
+  // Widened once, so that the two gradients of a 16-bit tensor are added before they are rounded.
+  const auto wide = [](const OptionalTensor& t) { return t.has_value() ? optional(widened(*t)) : t; };
+  const Tensor m = widened(mu), l = widened(logvar);
+  const auto z_type = c10::promoteTypes(mu.scalar_type(), logvar.scalar_type());
+  return {reparameterize_for_compiler(m, l, eps, generator).to(z_type),
+          kl_normal_for_compiler(m, l, wide(mu_p), wide(logvar_p), reduction)};
+}
+
 // Gradients of mu, logvar, mu_p, logvar_p and eps, from those of z and kl, one of which may be absent.
 std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu,
                               const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
@@ -147,7 +160,12 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "reduction, "
       "Tensor? eps, Tensor? state, bool[5] wants) -> Tensor[]",
       kPure);
+  m.def(
+      "sample_and_kl_for_compiler(Tensor mu, Tensor logvar, Tensor? mu_p=None, Tensor? logvar_p=None, str "
+      "reduction=\"batchmean\", Tensor? eps=None, Generator? generator=None) -> (Tensor z, Tensor kl)",
+      for_compiler, kRandom);
   implement(m, "sample_and_kl", sample_and_kl);
+  implement_elsewhere(m, "sample_and_kl", for_compiler);
   implement_inner(m, "_sample_and_kl_draw", draw_and_sample);
   implement_inner(m, "_sample_and_kl_gradients", gradients);
 }

@@ -47,8 +47,10 @@ void check(const Tensor& recon_x, const Tensor& x, const Tensor& mu, const Tenso
 }
 
 void check_beta(const OptionalTensor& beta) {
-  TORCH_CHECK_VALUE(!beta.has_value() || !beta->requires_grad(), kOp,
-                    ": beta must not require a gradient, as none is computed for it; give beta.detach()");
+  TORCH_CHECK_VALUE(
+      !beta.has_value() || !beta->requires_grad(), kOp,
+      ": beta must not require a gradient, as none is computed for it; give beta.detach(), or, to learn it, "
+      "add the terms yourself: recon + beta * kl");
 }
 
 // ---- On the devices, and Meta.
@@ -104,6 +106,15 @@ std::tuple<Tensor, Tensor> for_compiler(const Tensor& recon_x, const Tensor& x, 
   check_beta(beta);
   return {reconstruction_for_compiler(recon_x, x, c.likelihood, c.reduction),
           kl_for_compiler(mu, logvar, c.kl_reduction)};
+}
+
+// On devices without kernels. Not in float64, which MPS does not have.
+std::tuple<Tensor, Tensor, Tensor> elsewhere(const Tensor& recon_x, const Tensor& x, const Tensor& mu,
+                                             const Tensor& logvar, double beta, const OptionalTensor& beta_tensor,
+                                             c10::string_view likelihood, c10::string_view reduction,
+                                             std::optional<c10::string_view> kl_reduction) {
+  const auto [recon, kl] = for_compiler(recon_x, x, mu, logvar, beta_tensor, likelihood, reduction, kl_reduction);
+  return {recon + (beta_tensor.has_value() ? kl * beta_tensor->to(kl.scalar_type()) : kl * beta), recon, kl};
 }
 
 // Gradients of recon_x and x from that of recon, and of mu and logvar from that of kl, times beta.
@@ -263,6 +274,7 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
       "str reduction, str? kl_reduction) -> (Tensor recon, Tensor kl)",
       for_compiler, kPure);
   implement(m, "vae_loss", vae_loss);
+  implement_elsewhere(m, "vae_loss", elsewhere);
   implement_inner(m, "_vae_loss_with_gradients", with_gradients);
   implement_inner(m, "_vae_loss_gradients", gradients);
 }
