@@ -122,3 +122,13 @@ def test_without_gradients_gives_the_same_value(reduction, prior):
     )
     assert wanting.requires_grad and not value.requires_grad
     assert torch.equal(value, wanting)
+
+
+def test_derivatives_by_a_float32_logvar_beside_a_bfloat16_mu():
+    """Each has its tensor's own dtype and digits, in the form that can be differentiated again too."""
+    posterior = latents((3, 40))
+    mu, logvar = posterior["mu"].bfloat16().requires_grad_(), posterior["logvar"].requires_grad_()
+    kl = kl_normal(mu, logvar, reduction="sum")
+    d_mu, d_logvar = torch.autograd.grad(kl, (mu, logvar), create_graph=True)
+    assert d_mu.dtype == torch.bfloat16
+    torch.testing.assert_close(d_logvar, 0.5 * torch.expm1(logvar))
