@@ -13,7 +13,7 @@ build: $(VENV)/.built
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
@@ -98,9 +98,9 @@ sdist-check: build
 	rm -rf build/sdist $(VENV)-sdist
 	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir build/sdist
 	$(PYTHON) -m venv $(VENV)-sdist
-	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
 	$(VENV)-sdist/bin/python -m pip install --quiet --no-build-isolation build/sdist/fastvae-*.tar.gz
 	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
 
 clean:
-	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation
+	rm -rf build dist *.egg-info fastvae/_C.* $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation
