@@ -9,12 +9,9 @@
     initcheck, racecheck   compute-sanitizer's other tools, as memcheck
 
 It needs the Python it runs with (a CUDA torch, pytest, xdist), no network and no git; to compile, ninja and nvcc too. What is
-found is written at once: the folder gets report.md (after each stage), found.jsonl (each test as it begins and ends, each
-figure) and log.txt (what the commands print). A stage is stopped when its time is up. A test after which the device is lost
-ends its process and the others go on in a new one. The next call does what has not passed with these sources, which build/gpu
-remembers.
-
-As a plugin of pytest (-p gpu) it is what writes found.jsonl.
+found is written at once: report.md (after each stage), found.jsonl (each test as it begins and ends, each figure: it is a plugin
+of pytest, too) and log.txt. A test after which the device is lost ends its process; the others go on in a new one. The next call
+does what has not passed with these sources, which build/gpu remembers.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -44,10 +40,12 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "build" / "gpu"  # what earlier calls found
 BINARIES = ROOT / "build" / "gpu-binary"
 COMPILED = ("csrc/**/*", "setup.py")
-TESTED = (*COMPILED, "fastvae/**/*.py", "tests/**/*")
 STAGE = "FASTVAE_GPU_STAGE"  # tells the processes of a stage where to write, and what to leave out
 PLUGIN = ("-p", "gpu")
+FIGURES = "import gpu; gpu.figures({!r})"
 LOST = "the device is lost: "
+Outcome = tuple[bool, str, list[str]]  # of a stage: passed, a summary, details
+Stage = Callable[["Runner"], Outcome]
 SANITIZED = 9  # compute-sanitizer's exit status if it found something
 
 
@@ -62,9 +60,6 @@ def fingerprint(*patterns: str) -> str:
 def binary(architecture: str) -> str:
     """The name of a library that was built from these sources, for this torch."""
     return f"{fingerprint(*COMPILED)}-torch{torch.__version__}-sm{architecture}.so"
-
-
-# In the processes of a stage ----------------------------------------------------------------------
 
 
 def told() -> dict[str, Any]:
@@ -145,12 +140,6 @@ def figures(on: str) -> None:
     record("", "ended")
 
 
-# The stages ---------------------------------------------------------------------------------------
-
-Outcome = tuple[bool, str, list[str]]  # passed, a summary, details
-Stage = Callable[["Runner"], Outcome]
-
-
 class Runner:
     def __init__(self, out: Path, deadline: float, device: str = "cuda") -> None:
         self.files = [STATE / "found.jsonl", out / "found.jsonl"]
@@ -158,8 +147,8 @@ class Runner:
         self.log.touch()
         self.deadline = self.until = deadline  # of all, and of the stage that runs
         self.device = device
-        self.sources = fingerprint(*TESTED)
-        self.pytest = (sys.executable, "-m", "pytest", "-q", "--device", device)
+        self.sources = fingerprint(*COMPILED, "fastvae/**/*.py", "tests/**/*")
+        self.pytest = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--device", device)
 
     def __call__(self, *command: str | Path, **environment: str) -> int | None:
         """The exit status; None if it was stopped since the time was up. What it prints goes into the log at once."""
@@ -209,13 +198,12 @@ class Runner:
             if not self.entry.items() <= entry.items():
                 continue
             name, outcome = entry["name"], entry["outcome"]
-            before = found.get(name, {"outcome": "", "message": ""})
             if outcome == "begun" and not name:
                 found = {k: e for k, e in found.items() if e["outcome"] in ("passed", "skipped")}
             elif outcome == "begun" and name in found:
                 continue  # the process that hands out the tests says so too
-            elif before["outcome"] == "failed" and name:  # also when it was torn down
-                entry = before | {"message": f"{entry['message']}\n{before['message']}"}
+            elif name and name in found and found[name]["outcome"] == "failed":  # once more
+                entry = found[name] | {"message": f"{entry['message']}\n{found[name]['message']}"}
             found[name] = entry
         return found
 
@@ -260,16 +248,12 @@ def build(run: Runner) -> Outcome:
         begin = run.log.stat().st_size
         options = {"FASTVAE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": card} if cuda else {}
         if run(sys.executable, "setup.py", "build_ext", "--inplace", **options) != 0:
-            return False, "it does not compile", run.tail(begin, "rror")
+            return False, "it does not compile", run.tail(begin, "rror") or run.tail(begin)
     run(sys.executable, "setup.py", "egg_info")  # where the version is read from
     begin = run.log.stat().st_size
     loads = run(sys.executable, "-m", "fastvae", "info") == 0
     what = "the carried binary" if carried.exists() else "compiled here"
     return loads, what + ("" if loads else ", which does not load"), run.tail(begin)
-
-
-def first_figures(run: Runner) -> Outcome:
-    return run.watched(sys.executable, "-c", f"import gpu; gpu.figures({run.device!r})")
 
 
 def checked(*options: str, **environment: str) -> Stage:
@@ -292,7 +276,7 @@ def sanitized(check: str, *options: str) -> Stage:
 STAGES: dict[str, tuple[int, Stage]] = {  # with a limit in seconds
     "build": (240, build),
     "smoke": (90, checked("tests/test_smoke.py", CUDA_LAUNCH_BLOCKING="1")),
-    "figures": (90, first_figures),
+    "figures": (90, lambda run: run.watched(sys.executable, "-c", FIGURES.format(run.device))),
     "memcheck": (150, sanitized("memcheck", "--padding", "64", "--report-api-errors", "no")),
     "cuda": (150, checked("--slow", "tests/test_cuda.py")),
     "tests": (
@@ -322,9 +306,7 @@ def main() -> int:
     STATE.mkdir(parents=True, exist_ok=True)
     run = Runner(args.out.resolve(), time.monotonic() + 60 * args.minutes, args.device)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
-    report = (
-        f"# {gpu}, torch {torch.__version__}, Python {platform.python_version()}, {run.sources}\n"
-    )
+    report = f"# {gpu}, torch {torch.__version__}, Python {sys.version.split()[0]}, {run.sources}\n"
     failed = False
     for stage in args.stages or STAGES:
         (limit, function), begun = STAGES[stage], time.monotonic()
