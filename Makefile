@@ -7,13 +7,13 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch cuda-build emulate gpu lint format bench results verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results verify sdist-check clean
 
 build: $(VENV)/.built
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
@@ -43,24 +43,35 @@ test-torch:
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(TREE)
 	$(MAKE) -C $(TREE) test-all VENV=../env TORCH=$(TORCH)
 
-# The CUDA kernels compiled, linked, loaded and looked at, which needs no GPU, and the CPU's tests beside them: with a CUDA
-# torch and the compiler from Python's packages, in an environment of its own.
+# A CUDA torch and the compiler from Python's packages, in an environment and a tree of their own.
 CUDA_TORCH := 2.11.0
 CUDA_TREE := .venv-cuda/tree
+CUDA_MAKE := $(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH)
+CUDA_BUILD = FASTVAE_CUDA=1 CUDA_HOME=$$(echo $(CURDIR)/.venv-cuda/env/lib/python3*/site-packages/nvidia/cu13) TORCH_CUDA_ARCH_LIST
 NVCC := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl
-cuda-build:
+cuda-tree:
 	rm -rf $(CUDA_TREE) && mkdir -p $(CUDA_TREE)
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(CUDA_TREE)
-	$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) ../env/.torch
+	$(CUDA_MAKE) ../env/.torch
 	.venv-cuda/env/bin/python -m pip install --quiet $(NVCC:=~=13.0.0)
-	FASTVAE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0;12.0" CUDA_HOME=$$(echo $(CURDIR)/.venv-cuda/env/lib/python3*/site-packages/nvidia/cu13) \
-		$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) build
+
+# The CUDA kernels compiled, linked, loaded and looked at, which needs no GPU, and the CPU's tests beside them.
+cuda-build: cuda-tree
+	$(CUDA_BUILD)="8.0;9.0;10.0;12.0" $(CUDA_MAKE) build
 	cd $(CUDA_TREE) && ../env/bin/fastvae info && ../env/bin/python csrc/cuda/check.py
-	$(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH) test
+	$(CUDA_MAKE) test
+
+# The library for `make gpu` on a machine without a compiler, or with little time: take build/gpu-binary along with the sources.
+ARCH := 9.0
+gpu-binary: cuda-tree
+	cd $(CUDA_TREE) && $(CUDA_BUILD)=$(ARCH) ../env/bin/python setup.py --quiet build_ext --inplace
+	rm -rf build/gpu-binary && mkdir -p build/gpu-binary
+	cp $(CUDA_TREE)/fastvae/_C.abi3.so build/gpu-binary/$$(.venv-cuda/env/bin/python -c "import sys; sys.path.append('tests'); import gpu; print(gpu.binary('$(ARCH)'))")
+	ls -l build/gpu-binary
 
 # The CUDA kernels run by the CPU (tests/emulation): what they read, write and add up, where there is no GPU.
 EMULATION_TREE := $(VENV)-emulation/tree
-EMULATED := $(patsubst %,tests/test_%.py,autograd kl_normal layout noise numbers properties reconstruction_loss reparameterize sample_and_kl vae_loss)
+EMULATED := $(patsubst %,tests/test_%.py,autograd kl_normal layout noise numbers properties reconstruction_loss reparameterize sample_and_kl smoke vae_loss)
 emulate: build
 	mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
@@ -68,9 +79,8 @@ emulate: build
 	cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) $(EMULATED)
 
 # All that a GPU has to show, with the Python at hand (which has a CUDA torch), without a network: make gpu OUT=results
-# STAGES="build test". tests/gpu.py has the stages.
+# STAGES="build smoke". tests/gpu.py says what the stages are.
 OUT ?= gpu-results
-STAGES ?= build test verify sanitize bench
 gpu:
 	$(PYTHON) tests/gpu.py --out $(OUT) $(STAGES)
 
@@ -98,9 +108,9 @@ sdist-check: build
 	rm -rf build/sdist $(VENV)-sdist
 	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir build/sdist
 	$(PYTHON) -m venv $(VENV)-sdist
-	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel pybind11 ninja
+	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
 	$(VENV)-sdist/bin/python -m pip install --quiet --no-build-isolation build/sdist/fastvae-*.tar.gz
 	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
 
 clean:
-	rm -rf build dist *.egg-info fastvae/_C.*.so $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation
+	rm -rf build dist *.egg-info fastvae/_C.* $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation

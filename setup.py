@@ -1,4 +1,4 @@
-"""Builds fastvae._C: the ops, the CPU kernels once for each instruction set, and the CUDA kernels where there is a compiler
+"""Builds fastvae/_C.abi3.so: the ops, the CPU kernels once for each instruction set, and the CUDA kernels where there is a compiler
 for them. All metadata is in pyproject.toml.
 
 FASTVAE_CUDA=0 leaves CUDA out, FASTVAE_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures. With
@@ -26,13 +26,9 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"fastvae: cannot import {error.name!r}. The extension must be compiled against the torch it will run with:\n"
-        "  install torch first (pip install torch setuptools pybind11 ninja), then\n"
+        "  install torch first (pip install torch setuptools ninja), then\n"
         "  pip install --no-build-isolation ."
     )
-try:
-    import pybind11
-except ModuleNotFoundError:
-    sys.exit("fastvae: building needs pybind11: pip install pybind11 ninja")
 
 ROOT = Path(__file__).parent.resolve()
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -165,18 +161,18 @@ def commit() -> str:
 
 
 def build_info() -> str:
-    """A header with what `fastvae info` tells; only python.cpp includes it, so that a commit recompiles nothing else."""
+    """A header with what `fastvae info` tells; only library.cpp includes it, so that a commit recompiles nothing else."""
     compiler = output_of(os.environ.get("CXX", "c++"), "--version").splitlines()
     built = not isinstance(CUDA, str)
     info = {
-        "COMMIT": commit(),
-        "TORCH": torch.__version__,
-        "COMPILER": compiler[0] if compiler else "unknown",
-        "CUDA_VERSION": CUDA.version if built else f"not built: {CUDA}",
-        "CUDA_ARCHS": os.environ["TORCH_CUDA_ARCH_LIST"] if built else "",
-        "CPU_KERNELS": " ".join(INSTRUCTION_SETS),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "compiler": compiler[0] if compiler else "unknown",
+        "cuda": CUDA.version if built else f"not built: {CUDA}",
+        "cuda_archs": os.environ["TORCH_CUDA_ARCH_LIST"] if built else "",
+        "cpu_kernels": " ".join(INSTRUCTION_SETS),
     }
-    return "".join(f"#define FASTVAE_{name} {json.dumps(value)}\n" for name, value in info.items())
+    return f"#define FASTVAE_BUILD_INFO {json.dumps(json.dumps(info)[1:-1])}\n"
 
 
 class Build(BuildExtension):
@@ -231,13 +227,13 @@ def cudart_folder(toolkit: Toolkit, folder: Path) -> Path:
 
 
 def extension() -> object:
-    sources = ["csrc/python.cpp", "csrc/cpu/dispatch.cpp"]
+    sources = ["csrc/library.cpp", "csrc/cpu/dispatch.cpp"]
     sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp"))
     # Torch's headers by op: a third of the compile time.
     macros = [("AT_PER_OPERATOR_HEADERS", None)]
     if IS_X86:
         macros.append(("FASTVAE_X86_KERNELS", None))
-    include_dirs = [pybind11.get_include()]
+    include_dirs = []
     kind, flags = CppExtension, {"cxx": COMMON_FLAGS + OPENMP}
     if os.environ.get("FASTVAE_CUDA") == "emulation":
         sources.remove("csrc/ops/device.cpp")
@@ -257,7 +253,13 @@ def extension() -> object:
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=OPENMP,
+        py_limited_api=True,
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": Build})
+# The library uses nothing of Python's: one wheel for all versions from requires-python on.
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

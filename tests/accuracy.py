@@ -151,13 +151,7 @@ def three_ways(
     generator, noise = {}, {}
     if seed is not None:
         generator["generator"] = torch.Generator(first.device).manual_seed(seed)
-        eps = philox_normal(
-            *first.shape,
-            seed=noise_seed(seed, first.device),
-            dtype=result_dtype(first),
-            device="cpu",
-        )
-        noise["eps"] = eps.to(first.device)
+        noise["eps"] = drawn(first.shape, seed, result_dtype(first), first.device)
     got = evaluate(getattr(fastvae, name), tensors, upstream, **generator, **options)
     if upstream is None:
         upstream = [varied(o.shape, o.dtype, o.device) for o in got.outputs]
@@ -172,11 +166,14 @@ def three_ways(
     return got, plain, want
 
 
-def noise_seed(seed: int, device: Any = "cpu") -> int:
-    """The key of the noise that an op draws from a generator seeded with `seed`."""
-    if torch.device(device).type == "cuda":  # the generator's own seed, with the generator's offset
-        return seed
-    return draw_seed(torch.Generator("cpu").manual_seed(seed))
+def drawn(
+    shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float32, device: Any = None
+) -> Tensor:
+    """The noise that an op draws from a generator that was just seeded with `seed`."""
+    device = torch.device(device or torch.get_default_device())
+    if device.type == "cpu":  # on CUDA the key is the generator's own seed
+        seed = draw_seed(torch.Generator(device).manual_seed(seed))
+    return philox_normal(shape, seed=seed, dtype=dtype, device=device)
 
 
 def draw_seed(generator: torch.Generator) -> int:

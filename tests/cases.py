@@ -46,6 +46,12 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
+def random_state() -> Tensor:
+    """Of the default generator of the default device."""
+    cuda = torch.get_default_device().type == "cuda"
+    return torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
+
+
 def tensor(values: Any, dtype: torch.dtype, device: Any = None) -> Tensor:
     """Rounded once, from float64, so that every device and instruction set sees the same numbers."""
     return torch.tensor(np.array(values, dtype=np.float64, order="C"), dtype=dtype, device=device)

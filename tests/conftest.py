@@ -61,6 +61,11 @@ def no_cuda() -> str | None:
     return None
 
 
+def is_of_the_cpu(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return item.path.stem in CPU_ALONE or parameters.get("device") == "cpu"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skips = []
     if not config.getoption("--slow"):
@@ -70,10 +75,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"--device {config.getoption('--device')}: {reason}")
     if reason:
         skips.append(("cuda", pytest.mark.skip(reason=reason)))
-    on_cpu = pytest.mark.skip(reason="on the CPU alone")
+    if config.getoption("--device") != "cpu":
+        items[:] = [item for item in items if not is_of_the_cpu(item)]
     for item in items:
-        if config.getoption("--device") != "cpu" and item.path.stem in CPU_ALONE:
-            item.add_marker(on_cpu)
         for name, skip in skips:
             if item.get_closest_marker(name):
                 item.add_marker(skip)

@@ -1,284 +1,291 @@
-"""All that a machine with a GPU has to show, in stages: ``make gpu OUT=folder STAGES="build test"``.
+"""What a machine with a GPU has to show, the most telling first: ``make gpu OUT=folder STAGES="build smoke"``.
 
-    build     the extension, in place, for this card's architecture
-    test      pytest: the tests of CUDA alone, then all the others with --device cuda
-    verify    fastvae verify --device cuda
-    sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a short run of every op
-    bench     fastvae bench --device cuda
+    build      the library: the one that ``make gpu-binary`` made if it fits, else compiled here
+    smoke      every op, dtype and way through memory once, each launch waited for (test_smoke.py)
+    figures    microseconds and GB/s of the ops, from CUDA graphs, beside the bandwidth of a copy
+    memcheck   compute-sanitizer on the smoke tests
+    cuda       what only CUDA has: test_cuda.py, the slow tests too
+    tests      all others, with --device cuda
+    initcheck, racecheck   compute-sanitizer's other tools, as memcheck
 
-It needs the Python it runs with (a CUDA torch, pytest, ninja, pybind11), nvcc, and no network. Every stage has a time budget
-and is stopped when it is spent. A stage that has passed at this commit is not run again, unless --again is given: so a run
-that was cut short is taken up where it stopped. The folder gets report.md, report.json, log.txt, and what verify and bench
-write: at most six files.
+It needs the Python it runs with (a CUDA torch, pytest, xdist), no network and no git; to compile, ninja and nvcc too. What is
+found is written at once: report.md (after each stage), found.jsonl (each test as it begins and ends, each figure: it is a plugin
+of pytest, too) and log.txt. A test after which the device is lost ends its process; the others go on in a new one. The next call
+does what has not passed with these sources, which build/gpu remembers.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import itertools
 import json
 import os
-import platform
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
+import textwrap
 import time
-import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / "build" / "gpu"  # what earlier runs found
-BUDGETS = {"build": 240, "test": 240, "verify": 90, "sanitize": 150, "bench": 480}  # seconds
-FAILURES_SHOWN = 40
+STATE = ROOT / "build" / "gpu"  # what earlier calls found
+BINARIES = ROOT / "build" / "gpu-binary"
+COMPILED = ("csrc/**/*", "setup.py")
+STAGE = "FASTVAE_GPU_STAGE"  # tells the processes of a stage where to write, and what to leave out
+PLUGIN = ("-p", "gpu")
+FIGURES = "import gpu; gpu.figures({!r})"
+LOST = "the device is lost: "
+Outcome = tuple[bool, str, list[str]]  # of a stage: passed, a summary, details
+Stage = Callable[["Runner"], Outcome]
+SANITIZED = 9  # compute-sanitizer's exit status if it found something
 
 
-@dataclass
-class Outcome:
-    stage: str
-    ok: bool
-    seconds: float
-    summary: str
-    details: list[str] = field(default_factory=list)
-    commit: str = ""
+def fingerprint(*patterns: str) -> str:
+    digest = hashlib.sha256()
+    files = {file for pattern in patterns for file in ROOT.glob(pattern) if file.is_file()}
+    for file in sorted(file for file in files if file.suffix != ".pyc"):
+        digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def binary(architecture: str) -> str:
+    """The name of a library that was built from these sources, for this torch."""
+    return f"{fingerprint(*COMPILED)}-torch{torch.__version__}-sm{architecture}.so"
+
+
+def told() -> dict[str, Any]:
+    return dict(json.loads(os.environ[STAGE]))
+
+
+def record(name: str, outcome: str, message: str = "") -> None:
+    entry = {"name": name, "outcome": outcome, "message": message[-3000:]}
+    for file in told()["files"]:
+        with open(file, "a") as found:
+            found.write(json.dumps(told()["entry"] | entry) + "\n")
+
+
+def leave_if_lost(name: str) -> None:
+    """After some errors no call to the device succeeds, and nothing that the process finds counts."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            record(name, "failed", f"{LOST}{error}")
+            os._exit(70)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    done = json.loads(Path(told()["done"]).read_text())
+    items[:] = [item for item in items if item.nodeid not in done]
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    record(nodeid, "begun")
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    if hasattr(report, "node"):  # of a worker, which has written it
+        return
+    if report.when == "call" or not report.passed:
+        record(report.nodeid, report.outcome, report.longreprtext)
+    if report.when == "teardown":
+        leave_if_lost(report.nodeid)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    if not hasattr(session.config, "workerinput"):
+        record("", "ended")
+
+
+def figures(on: str) -> None:
+    from fastvae.bench import baselines, devices
+    from fastvae.bench.cases import BOTH, FORWARD, SAMPLING, Case
+
+    device, cuda, cases = devices.of(on), on == "cuda", []
+    copy = statistics.median(devices.copy_bandwidth(device))
+    record("a copy", "passed", f"{copy / 1e9:.0f} GB/s")
+    sizes = [(128, 784), (1 << 16 if cuda else 8, 1 << 10)]
+    for (batch, n), dtype in itertools.product(sizes, (torch.float32, torch.bfloat16)):
+        cases.append(Case("vae_loss", batch, (n,), (n // 16,), dtype))
+        cases.append(Case("reconstruction_loss", batch, (n,), (), dtype))
+        cases += [Case(op, batch, (), (n,), dtype) for op in ("kl_normal", *SAMPLING)]
+    done, repeats = json.loads(Path(told()["done"]).read_text()), 20 if cuda else 1
+    for case, which in itertools.product(cases, (FORWARD, BOTH)):
+        if (name := f"{case} {which}") in done:
+            continue
+        record(name, "begun")
+        try:
+            inputs = case.inputs(device.torch_device)
+            kind = baselines.CudaGraph if cuda else baselines.Torch
+            made = kind(baselines.functions(case)["fastvae"], inputs, case.upstream(inputs))
+            call = made.timed(which).call
+            repeated = baselines.Timed(lambda _, call=call: [call(None) for _ in range(repeats)])
+            times = [device.time(repeated) / repeats for _ in range(9)]
+            rate = case.least_bytes(which) / (median := statistics.median(times[2:]))
+            text = f"{median * 1e6:.1f} us, {rate / 1e9:.0f} GB/s, {rate / copy:.0%} of a copy's"
+            record(name, "passed", text)
+            device.release()
+        except Exception as error:
+            leave_if_lost(name)
+            record(name, "failed", f"{type(error).__name__}: {error}")
+    record("", "ended")
 
 
 class Runner:
-    def __init__(self, out: Path, deadline: float) -> None:
-        self.out = out
-        self.deadline = deadline
+    def __init__(self, out: Path, deadline: float, device: str = "cuda") -> None:
+        self.files = [STATE / "found.jsonl", out / "found.jsonl"]
         self.log = out / "log.txt"
-        self.until = deadline  # of the stage that runs
+        self.log.touch()
+        self.deadline = self.until = deadline  # of all, and of the stage that runs
+        self.device = device
+        self.sources = fingerprint(*COMPILED, "fastvae/**/*.py", "tests/**/*")
+        self.pytest = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--device", device)
 
-    def __call__(self, *command: str | Path, **environment: str) -> tuple[int | None, str]:
-        """The exit status (None: stopped when the time was up) and the output, which goes into the log too."""
-        print("+", *command, flush=True)
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that its children can be stopped with it
-        )
-        try:
-            output, _ = process.communicate(timeout=max(self.until - time.monotonic(), 1))
-            status: int | None = process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            output, _ = process.communicate()
-            status = None
+    def __call__(self, *command: str | Path, **environment: str) -> int | None:
+        """The exit status; None if it was stopped since the time was up. What it prints goes into the log at once."""
         with self.log.open("a") as log:
-            log.write(f"+ {' '.join(map(str, command))}\n{output[-200_000:]}\n= {status}\n")
-        return status, output
-
-
-def architecture() -> str:
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}"
-
-
-def said(status: int | None) -> str:
-    return "stopped when its time was up" if status is None else f"exit status {status}"
-
-
-def build(run: Runner) -> tuple[bool, str, list[str]]:
-    status, output = run(
-        sys.executable,
-        "setup.py",
-        "build_ext",
-        "--inplace",
-        FASTVAE_CUDA="1",
-        TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", architecture()),
-        MAX_JOBS=str(os.cpu_count()),
-    )
-    if status != 0:
-        return False, said(status), output.splitlines()[-30:]
-    # The version comes from the metadata of an installed package: an in-place build has none yet.
-    if subprocess.run(
-        [sys.executable, "-c", "import importlib.metadata as m; m.version('fastvae')"]
-    ).returncode:
-        run(sys.executable, "setup.py", "egg_info")
-    status, output = run(sys.executable, "-m", "fastvae", "info")
-    return status == 0, output.strip() if status == 0 else said(status), []
-
-
-def read_tests(report: Path) -> tuple[dict[str, int], list[str]]:
-    """Numbers of tests by outcome, and the failures' names and last lines."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    failures = []
-    for case in ElementTree.parse(report).iter("testcase"):
-        bad = next((c for c in case if c.tag in ("failure", "error")), None)
-        outcome = "failed" if bad is not None else "passed"
-        if case.find("skipped") is not None:
-            outcome = "skipped"
-        counts[outcome] += 1
-        if bad is not None:
-            message = (bad.get("message") or "").strip().splitlines()
-            failures.append(
-                f"{case.get('classname')}::{case.get('name')}: {' '.join(message)[:400]}"
+            print("+", *command, file=log, flush=True)
+            process = subprocess.Popen(
+                list(map(str, command)),
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+                }
+                | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that its children can be stopped with it
             )
-    return counts, failures
+        try:
+            return process.wait(max(self.until - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGINT)  # pytest then says what it has
+                process.wait(15)
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
 
+    def enter(self, stage: str) -> None:
+        self.entry = {"sources": self.sources, "stage": stage}
+        told = {"entry": self.entry, "files": self.files, "done": f"{STATE}/done.json"}
+        os.environ[STAGE] = json.dumps(told, default=str)
 
-def test(run: Runner) -> tuple[bool, str, list[str]]:
-    pytest = (
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "8",
-        "--dist",
-        "worksteal",
-        "--maxfail=200",
-    )
-    parts = {
-        "what only CUDA has": ("tests/test_cuda.py", "--slow", "-n", "0"),
-        "every op on the device": ("tests", "-m", "cuda", "--deselect", "tests/test_cuda.py"),
-        "all others there": ("tests", "--device", "cuda", "-m", "not cuda"),
-    }
-    ok, summary, details = True, [], []
-    for name, options in parts.items():
-        report = STATE / "junit.xml"
-        report.unlink(missing_ok=True)
-        status, output = run(*pytest, *options, f"--junitxml={report}")
-        ok &= status == 0
-        if report.exists():
-            counts, failures = read_tests(report)
-            summary.append(f"{name}: " + ", ".join(f"{n} {k}" for k, n in counts.items()))
-            details += failures
-        else:
-            summary.append(f"{name}: {said(status)}, no report")
-            details += output.splitlines()[-15:]
-    return ok, "; ".join(summary), details
+    def tail(self, begin: int, having: str = "") -> list[str]:
+        """The last lines of the log, of those after `begin` that have `having` in them."""
+        text = self.log.read_bytes()[begin:].decode(errors="replace")
+        return [line for line in text.splitlines() if having in line][-40:]
 
+    def found(self) -> dict[str, dict[str, str]]:
+        """The last word on each test of the stage; under "" on the stage. What failed in earlier calls is left out."""
+        found: dict[str, dict[str, str]] = {}
+        for line in self.files[0].read_text().splitlines() if self.files[0].exists() else ():
+            entry = json.loads(line)
+            if not self.entry.items() <= entry.items():
+                continue
+            name, outcome = entry["name"], entry["outcome"]
+            if outcome == "begun" and not name:
+                found = {k: e for k, e in found.items() if e["outcome"] in ("passed", "skipped")}
+            elif outcome == "begun" and name in found:
+                continue  # the process that hands out the tests says so too
+            elif name and name in found and found[name]["outcome"] == "failed":  # once more
+                entry = found[name] | {"message": f"{entry['message']}\n{found[name]['message']}"}
+            found[name] = entry
+        return found
 
-def verify(run: Runner) -> tuple[bool, str, list[str]]:
-    report = run.out / "verify.json"
-    status, output = run(
-        sys.executable, "-m", "fastvae", "verify", "--device", "cuda", "--json", report
-    )
-    lines = output.strip().splitlines()
-    return (
-        status == 0,
-        lines[-1] if status == 0 else said(status),
-        [] if status == 0 else lines[-60:],
-    )
-
-
-def short_run() -> None:
-    """Every op, dtype and way through memory once, small: what compute-sanitizer watches."""
-    import fastvae
-    from fastvae.random import philox_normal
-
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        for shape in ((5, 7), (3, 2048), (9, 2056)):
-
-            def rows(shape: tuple[int, ...] = shape, dtype: torch.dtype = dtype) -> list[Any]:
-                wide = torch.rand(shape[0], 2 * shape[1], device="cuda", dtype=dtype)
-                return [t.requires_grad_() for t in wide.detach().chunk(2, 1)]
-
-            for reduction in ("batchmean", "sample"):
-                mu, logvar = rows()
-                recon_x, x = rows()
-                losses = [
-                    fastvae.vae_loss(recon_x, x, mu, logvar, reduction=reduction).loss,
-                    fastvae.kl_normal(mu, logvar, *rows(), reduction=reduction),
-                    *fastvae.sample_and_kl(mu, logvar, reduction=reduction),
-                    fastvae.reconstruction_loss(recon_x.t(), x.t(), reduction=reduction),
-                ]
-                (3 * sum(loss.float().sum() for loss in losses)).backward()
-            philox_normal(*shape, seed=1, start=3, device="cuda", dtype=dtype)
-    torch.cuda.synchronize()
-    print("short run done")
-
-
-def sanitize(run: Runner) -> tuple[bool, str, list[str]]:
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return True, "skipped: no compute-sanitizer", []
-    ok, summary, details = True, [], []
-    for check in ("memcheck", "racecheck", "initcheck"):
-        status, output = run(
-            tool, "--tool", check, "--kernel-name", "kernel_substring=fastvae", "--error-exitcode", "9",
-            sys.executable, __file__, "--short-run",
-        )  # fmt: skip
-        if status not in (0, 9) and "short run done" not in output:
-            summary.append(f"{check}: skipped, it cannot attach here ({said(status)})")
-            details += output.splitlines()[-5:]
-            continue
-        ok &= status == 0
-        summary.append(f"{check}: {'clean' if status == 0 else said(status)}")
-        if status != 0:
-            details += [line for line in output.splitlines() if line.startswith("=========")][:60]
-    return ok, "; ".join(summary), details
-
-
-def bench(run: Runner) -> tuple[bool, str, list[str]]:
-    seconds = max(30, int(min(BUDGETS["bench"] - 60, run.until - time.monotonic() - 45)))
-    status, output = run(
-        sys.executable, "-m", "fastvae", "bench", "--device", "cuda", "--seconds", str(seconds),
-        "--json", run.out / "results.json", "--csv", run.out / "results.csv",
-        XLA_PYTHON_CLIENT_PREALLOCATE="false",
-    )  # fmt: skip
-    return status == 0, said(status), output.splitlines()[-120:]
-
-
-STAGES: dict[str, Callable[[Runner], tuple[bool, str, list[str]]]] = {
-    "build": build,
-    "test": test,
-    "verify": verify,
-    "sanitize": sanitize,
-    "bench": bench,
-}
-
-
-def commit() -> str:
-    """With the changes that are not committed, as far as git can say."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def machine() -> dict[str, str]:
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name,
-        "multiprocessors": str(properties.multi_processor_count),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "python": platform.python_version(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def write_report(out: Path, about: dict[str, str], outcomes: list[Outcome]) -> None:
-    report = {"machine": about, "stages": [asdict(o) for o in outcomes]}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    lines = ["# On a GPU", "", *(f"* {k}: {v}" for k, v in about.items()), ""]
-    for o in outcomes:
-        lines += [
-            f"## {o.stage}: {'passed' if o.ok else 'FAILED'}, {o.seconds:.0f} s",
-            "",
-            o.summary,
-            "",
+    def watched(self, *command: str | Path, **environment: str) -> Outcome:
+        """Runs a command that records what it finds, again for what is left where its process was lost."""
+        begin, count = self.log.stat().st_size, -1
+        record("", "begun")
+        while (found := self.found())[""]["outcome"] == "begun" and len(found) > count:
+            count = len(found)
+            (STATE / "done.json").write_text(json.dumps(sorted(found)))
+            status = self(*command, **environment)
+            if status is None:
+                break
+        found = self.found()
+        whole = found.pop("")["outcome"] == "ended" and status is not None
+        counts = Counter(entry["outcome"] for entry in found.values())
+        bad = [entry for entry in found.values() if entry["outcome"] in ("failed", "begun")]
+        stopped = "it broke off" if status is not None else "stopped as its time was up"
+        summary = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+        told = [e for e in found.values() if e["outcome"] == "passed" and e["message"]]
+        details = [
+            f"{e['name']}: {e['message'] or 'its process ended meanwhile'}" for e in told + bad
         ]
-        if o.details:
-            lines += ["```", *o.details[:FAILURES_SHOWN], "```", ""]
-    (out / "report.md").write_text("\n".join(lines))
+        if status == SANITIZED or not whole:
+            details += self.tail(begin, "=========" if status == SANITIZED else "")
+        for entry in [e for e in bad if e["message"].startswith(LOST) and "::" in e["name"]][:3]:
+            begin = self.log.stat().st_size  # with each launch waited for, to learn which it was
+            self(*self.pytest, entry["name"], CUDA_LAUNCH_BLOCKING="1")
+            details += [f"{entry['name']}, waited for:", *self.tail(begin, "E  ")]
+        passed = whole and not bad and status in (0, 5)  # 5: all was done before
+        return passed, summary if whole else f"{summary}; {stopped}", details
 
 
-def earlier(stage: str) -> Outcome | None:
-    file = STATE / f"{stage}.json"
-    return Outcome(**json.loads(file.read_text())) if file.exists() else None
+def build(run: Runner) -> Outcome:
+    cuda = run.device == "cuda"
+    card = ".".join(map(str, torch.cuda.get_device_capability())) if cuda else ""
+    carried, library = BINARIES / binary(card), ROOT / "fastvae" / "_C.abi3.so"
+    if carried.exists():
+        library.unlink(missing_ok=True)
+        shutil.copyfile(carried, library)
+    else:
+        begin = run.log.stat().st_size
+        options = {"FASTVAE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": card} if cuda else {}
+        if run(sys.executable, "setup.py", "build_ext", "--inplace", **options) != 0:
+            return False, "it does not compile", run.tail(begin, "rror") or run.tail(begin)
+    run(sys.executable, "setup.py", "egg_info")  # where the version is read from
+    begin = run.log.stat().st_size
+    loads = run(sys.executable, "-m", "fastvae", "info") == 0
+    what = "the carried binary" if carried.exists() else "compiled here"
+    return loads, what + ("" if loads else ", which does not load"), run.tail(begin)
+
+
+def checked(*options: str, **environment: str) -> Stage:
+    return lambda run: run.watched(*run.pytest, *PLUGIN, *options, **environment)
+
+
+def sanitized(check: str, *options: str) -> Stage:
+    def stage(run: Runner) -> Outcome:
+        tool = shutil.which("compute-sanitizer")
+        if tool is None:
+            return True, "there is no compute-sanitizer here", []
+        command = (tool, "--tool", check, *options, "--error-exitcode", str(SANITIZED))
+        # Each tensor in an allocation of its own: in the allocator's blocks a wrong address is another tensor's.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return run.watched(*command, *run.pytest, *PLUGIN, "tests/test_smoke.py", **alone)
+
+    return stage
+
+
+STAGES: dict[str, tuple[int, Stage]] = {  # with a limit in seconds
+    "build": (240, build),
+    "smoke": (90, checked("tests/test_smoke.py", CUDA_LAUNCH_BLOCKING="1")),
+    "figures": (90, lambda run: run.watched(sys.executable, "-c", FIGURES.format(run.device))),
+    "memcheck": (150, sanitized("memcheck", "--padding", "64", "--report-api-errors", "no")),
+    "cuda": (150, checked("--slow", "tests/test_cuda.py")),
+    "tests": (
+        540,
+        checked("-n", "8", "--dist", "worksteal", "--ignore=tests/test_cuda.py", "tests"),
+    ),
+    "initcheck": (150, sanitized("initcheck")),
+    "racecheck": (150, sanitized("racecheck", "--kernel-name", "kernel_substring=fastvae")),
+}
 
 
 def main() -> int:
@@ -286,61 +293,42 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of: {', '.join(STAGES)}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("gpu-results"), help="where the report goes"
-    )
-    parser.add_argument("--minutes", type=float, default=9.5, help="for everything (default: 9.5)")
-    parser.add_argument("--again", action="store_true", help="also what has passed at this commit")
-    parser.add_argument("--short-run", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="for the report")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
+    parser.add_argument("--device", default="cuda", help="cpu tries the stages without a GPU")
     args = parser.parse_args()
     if unknown := set(args.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
-    if not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         print("make gpu: no CUDA device is available to torch here", file=sys.stderr)
         return 2
-    if args.short_run:
-        short_run()
-        return 0
-
-    started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(parents=True, exist_ok=True)
-    run = Runner(args.out.resolve(), started + 60 * args.minutes)
-    about = machine()
-    print(json.dumps(about))
-    outcomes = []
-    for stage in args.stages or list(STAGES):
-        before = earlier(stage)
-        if (
-            before
-            and before.ok
-            and before.commit == about["commit"]
-            and not args.again
-            and stage != "build"
-        ):
-            outcomes.append(before)
-            continue
-        begun = time.monotonic()
-        if run.deadline - begun < 20:
-            outcomes.append(Outcome(stage, False, 0, "not run: no time was left; run it next"))
-            continue
-        run.until = min(run.deadline, begun + BUDGETS[stage])
-        ok, summary, details = STAGES[stage](run)
-        outcome = Outcome(stage, ok, time.monotonic() - begun, summary, details, about["commit"])
-        (STATE / f"{stage}.json").write_text(json.dumps(asdict(outcome)))
-        outcomes.append(outcome)
-        write_report(
-            run.out, about, outcomes
-        )  # after each: the machine may be gone before the next
-        print(
-            f"{stage}: {'passed' if ok else 'FAILED'} in {outcome.seconds:.0f} s: {summary}",
-            flush=True,
-        )
+    run = Runner(args.out.resolve(), time.monotonic() + 60 * args.minutes, args.device)
+    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
+    report = f"# {gpu}, torch {torch.__version__}, Python {sys.version.split()[0]}, {run.sources}\n"
+    failed = False
+    for stage in args.stages or STAGES:
+        (limit, function), begun = STAGES[stage], time.monotonic()
+        run.enter(stage)
+        before = run.found().get("", {})
+        if before.get("outcome") == "passed" and stage != "build":
+            ok, summary, details = True, f"earlier: {before['message']}", []
+        elif run.deadline - begun < 20:
+            ok, summary, details = False, "not run: no time was left; run it next", []
+        else:
+            run.until = min(run.deadline, begun + limit)
+            ok, summary, details = function(run)
+            record("", "passed" if ok else "failed", summary)
+        failed |= not ok
+        line = f"{stage}: {'passed' if ok else 'FAILED'}, {time.monotonic() - begun:.0f} s"
+        print(f"{line}: {summary}", flush=True)
+        report += f"\n## {line}: {summary}\n\n{textwrap.indent(chr(10).join(details), '    ')}\n"
+        (args.out / "report.md").write_text(report)  # the machine may be gone before the next
         if stage == "build" and not ok:
             break
-    write_report(run.out, about, outcomes)
-    print((run.out / "report.md").read_text())
-    return 0 if all(o.ok for o in outcomes) else 1
+    print(report)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -601,7 +601,7 @@ def test_an_upstream_gradient_that_is_lazily_negated_or_zero() -> None:
         (gradient,) = torch.autograd.grad(kl, mu, negated, retain_graph=True)
         torch.testing.assert_close(gradient, -3 * mu.detach())
     kl = fastvae.kl_normal(mu, torch.zeros(3, 5))
-    (gradient,) = torch.autograd.grad(kl, mu, torch._efficientzerotensor(()))
+    (gradient,) = torch.autograd.grad(kl, mu, torch._efficientzerotensor((), device=mu.device))
     assert not gradient.any()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import OUTPUTS
-from cases import inputs
+from cases import inputs, seeded_generator
 
 import fastvae
 from fastvae import nn
@@ -51,7 +51,7 @@ NOT_A_DENSE_FLOAT = {
     "None": lambda t: None,
     "list": lambda t: t.tolist(),
     "number": lambda t: 1.0,
-    "array": lambda t: t.numpy(),
+    "array": lambda t: t.cpu().numpy(),
     "int64": lambda t: t.long(),
     "uint8": lambda t: t.abs().to(torch.uint8),
     "bool": lambda t: t > 0,
@@ -61,7 +61,7 @@ NOT_A_DENSE_FLOAT = {
     "csr": lambda t: t.to_sparse_csr(),
     "nested": lambda t: torch.nested.nested_tensor(list(t)),
     "jagged": lambda t: torch.nested.nested_tensor(list(t), layout=torch.jagged),
-    "mkldnn": lambda t: t.to_mkldnn(),
+    "mkldnn": lambda t: t.cpu().to_mkldnn(),
 }
 HALF_A_PRIOR = {
     ("kl_normal", "mu_p"),
@@ -242,7 +242,7 @@ def test_eps(name):
 def test_generator(name):
     assert_refused(name, "generator", (TypeError, RuntimeError), generator=1)
     assert_refused(
-        name, "eps and generator", ValueError, eps=torch.zeros(3, 5), generator=torch.Generator()
+        name, "eps and generator", ValueError, eps=torch.zeros(3, 5), generator=seeded_generator(1)
     )
 
 
@@ -259,20 +259,24 @@ def test_errors_of_a_reparameterize_that_returns_its_noise():
         assert_refused("reparameterize", argument, return_eps=True, **{argument: t[argument][0, 0]})
     assert_refused("reparameterize", "eps", return_eps=True, eps=torch.zeros(5))
     assert_refused("reparameterize", "generator", return_eps=True, generator=1)
-    both = {"eps": torch.zeros(3, 5), "generator": torch.Generator()}
+    both = {"eps": torch.zeros(3, 5), "generator": seeded_generator(1)}
     assert_refused("reparameterize", "eps and generator", return_eps=True, **both)
+
+
+def other_device() -> str:
+    return "cpu" if torch.get_default_device().type == "cuda" else "cuda"
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", SAMPLING)
 def test_generator_of_another_device(name):
-    assert_refused(name, "generator.*device", generator=torch.Generator("cuda"))
+    assert_refused(name, "generator.*device", generator=torch.Generator(other_device()))
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(("name", "argument"), EVERY_TENSOR)
 def test_cuda_beside_cpu(name, argument):
-    assert_refused(name, "device", **{argument: good(name)[argument].cuda()})
+    assert_refused(name, "device", **{argument: good(name)[argument].to(other_device())})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -88,6 +88,7 @@ def test_a_training_program():
 
 IN_ANOTHER_PROCESS = """
 import json, sys, torch
+torch.set_default_device(sys.argv[2])
 import fastvae  # registers the ops
 model = torch.export.load(sys.argv[1]).module()
 torch.manual_seed(6)
@@ -101,7 +102,7 @@ def test_loaded_in_another_process(tmp_path):
     model, program = exported()
     path = tmp_path / "vae.pt2"
     torch.export.save(program, path)
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path)]
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), str(torch.get_default_device())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     torch.manual_seed(6)

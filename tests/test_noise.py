@@ -8,8 +8,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from accuracy import draw_seed, noise_seed, to_numpy
-from cases import DTYPES, HALVES, LAYOUTS, latents, noise, seeded_generator
+from accuracy import draw_seed, drawn, to_numpy
+from cases import DTYPES, HALVES, LAYOUTS, latents, noise, random_state, seeded_generator
 from scipy import stats
 
 from fastvae import reparameterize, sample_and_kl
@@ -124,7 +124,7 @@ def test_the_smallest_radii_keep_their_digits(block, device):
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
 def million(request):
-    return philox_normal(1 << 20, seed=2024, dtype=request.param).double().numpy()
+    return philox_normal(1 << 20, seed=2024, dtype=request.param).double().cpu().numpy()
 
 
 def test_moments(million):
@@ -167,7 +167,7 @@ def test_neighbours_are_independent(million, lag, power):
 )
 def test_draws_are_independent_of_each_other(other):
     n = 1 << 18
-    a, b = philox_normal(n, seed=2024).numpy(), philox_normal(n, **other).numpy()
+    a, b = (philox_normal(n, **key).cpu().numpy() for key in ({"seed": 2024}, other))
     assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(n)
 
 
@@ -178,7 +178,7 @@ def test_draws_are_independent_of_each_other(other):
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (5, 4099)], ids=str)
 def test_the_ops_draw_this_noise(shape, dtype):
     zeros = torch.zeros(shape, dtype=dtype)
-    expected = philox_normal(shape, seed=noise_seed(21), dtype=dtype)
+    expected = drawn(shape, 21, dtype)
     for op in (reparameterize, lambda *a, **k: sample_and_kl(*a, **k)[0]):
         assert torch.equal(op(zeros, zeros, generator=seeded_generator(21)), expected)
         torch.manual_seed(21)  # the default generator likewise
@@ -188,7 +188,7 @@ def test_the_ops_draw_this_noise(shape, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_noise_is_by_logical_index_whatever_the_layout(layout):
     zeros = LAYOUTS[layout](torch.zeros(4, 6, 5, 7))
-    expected = philox_normal(4, 6, 5, 7, seed=noise_seed(21))
+    expected = drawn((4, 6, 5, 7), 21)
     for other in (zeros, torch.zeros(4, 6, 5, 7)):
         assert torch.equal(reparameterize(zeros, other, generator=seeded_generator(21)), expected)
         assert torch.equal(reparameterize(other, zeros, generator=seeded_generator(21)), expected)
@@ -203,7 +203,7 @@ def test_backward_remakes_the_noise_of_the_forward(op, dtype):
     result = op(mu, logvar, generator=seeded_generator(21))
     z = result if isinstance(result, torch.Tensor) else result[0]
     (grad,) = torch.autograd.grad(z, logvar, torch.full_like(z, 2))
-    assert torch.equal(grad, philox_normal(5, 4099, seed=noise_seed(21), dtype=dtype))
+    assert torch.equal(grad, drawn((5, 4099), 21, dtype))
 
 
 def test_a_draw_takes_one_number_from_the_generator():
@@ -211,16 +211,19 @@ def test_a_draw_takes_one_number_from_the_generator():
     for op in (reparameterize, sample_and_kl):
         g, expected = seeded_generator(1), seeded_generator(1)
         op(mu, logvar, generator=g)
-        draw_seed(expected)
+        if g.device.type == "cuda":
+            expected.set_offset(4)  # the least by which torch's own draws move it
+        else:
+            draw_seed(expected)
         assert torch.equal(g.get_state(), expected.get_state())
 
 
 def test_a_given_eps_leaves_nothing_to_draw():
     mu, logvar = latents((5, 300)).values()
-    before = torch.get_rng_state()
+    before = random_state()
     for op in (reparameterize, sample_and_kl):
         op(mu, logvar, eps=noise((5, 300)))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(random_state(), before)
 
 
 def test_draws_follow_the_generator():
@@ -235,12 +238,12 @@ def test_draws_follow_the_generator():
 
 def test_a_generator_of_its_own_leaves_the_default_one_alone():
     mu, logvar = latents((5, 300)).values()
-    before = torch.get_rng_state()
+    before = random_state()
     reparameterize(mu, logvar, generator=seeded_generator(0))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(random_state(), before)
 
 
 def test_philox_normal_draws_from_no_generator():
-    before = torch.get_rng_state()
+    before = random_state()
     philox_normal(10, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(random_state(), before)

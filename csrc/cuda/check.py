@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-import fastvae._C as extension
-from fastvae._ops import build_info
+from fastvae._ops import LIBRARY, build_info
 
 # Loads and stores of 16 bytes, in the machine code of every architecture.
 LOAD, STORE = re.compile(r"\bLDG\.E\.128"), re.compile(r"\bSTG\.E\.128")
@@ -32,7 +31,7 @@ def cuobjdump() -> str:
 
 
 def dump(*options: str) -> str:
-    command = [cuobjdump(), *options, str(extension.__file__)]
+    command = [cuobjdump(), *options, str(LIBRARY)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
