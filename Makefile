@@ -73,10 +73,12 @@ gpu-binary: cuda-tree
 EMULATION_TREE := $(VENV)-emulation/tree
 EMULATED := $(patsubst %,tests/test_%.py,autograd kl_normal layout noise numbers properties reconstruction_loss reparameterize sample_and_kl smoke vae_loss)
 emulate: build
-	mkdir -p $(EMULATION_TREE)
+	rm -rf $(EMULATION_TREE)/tests && mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
 	cd $(EMULATION_TREE) && FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) $(EMULATED)
+	cd $(EMULATION_TREE) && FASTVAE_EMULATED_MULTIPROCESSORS=132 FASTVAE_EMULATED_ORDER=reversed \
+		PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) tests/test_vae_loss.py tests/test_sample_and_kl.py
 
 # All that a GPU has to show, with the Python at hand (which has a CUDA torch), without a network: make gpu OUT=results
 # STAGES="build smoke". tests/gpu.py says what the stages are.

@@ -52,6 +52,7 @@ KERNEL_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
 ]
 # As on the CPU: where a multiplication and an addition become one is written down (math/scalar.h), so that a gradient comes
 # out the same from every kernel.
@@ -190,28 +191,33 @@ class Build(BuildExtension):
         if not isinstance(CUDA, str):
             extension.library_dirs.append(str(cudart_folder(CUDA, folder).resolve()))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            extension.extra_objects += pool.map(self.compile_kernels, INSTRUCTION_SETS)
+            for objects in pool.map(self.compile_kernels, INSTRUCTION_SETS):
+                extension.extra_objects += objects
         super().build_extensions()
 
-    def compile_kernels(self, name: str) -> str:
+    def compile_kernels(self, name: str) -> list[str]:
         sources = [
             *ROOT.glob("csrc/*.h"),
             *ROOT.glob("csrc/math/*.h"),
+            *ROOT.glob("csrc/formulas/*.h"),
             *ROOT.glob("csrc/cpu/*.*"),
             ROOT / "setup.py",
         ]
         folder = Path(self.build_temp) / name
-        target = folder / "csrc/cpu/kernels.o"
-        if not target.exists() or target.stat().st_mtime < max(
-            path.stat().st_mtime for path in sources
-        ):
+        targets = [folder / f"csrc/cpu/{kernels}.o" for kernels in ("kernels", "functions")]
+        changed = max(path.stat().st_mtime for path in sources)
+        if not all(target.exists() and target.stat().st_mtime >= changed for target in targets):
             self.compiler.compile(
-                ["csrc/cpu/kernels.cpp"],
+                [f"csrc/cpu/{target.stem}.cpp" for target in targets],
                 output_dir=str(folder),
-                macros=[("FASTVAE_ISA", name), ("FASTVAE_KERNELS", f"kernels_{name}")],
+                macros=[
+                    ("FASTVAE_ISA", name),
+                    ("FASTVAE_KERNELS", f"kernels_{name}"),
+                    ("FASTVAE_FUNCTIONS", f"functions_{name}"),
+                ],
                 extra_postargs=COMMON_FLAGS + KERNEL_FLAGS + INSTRUCTION_SETS[name],
             )
-        return str(target)
+        return list(map(str, targets))
 
 
 def cudart_folder(toolkit: Toolkit, folder: Path) -> Path:
@@ -224,6 +230,21 @@ def cudart_folder(toolkit: Toolkit, folder: Path) -> Path:
             link.unlink(missing_ok=True)
             link.symlink_to(library)
     return folder
+
+
+def formula_sources() -> list[str]:
+    """Writes a file for each formula with the instances of CUDA's pass, so that they compile side by side."""
+    listed = (ROOT / "csrc/formulas/list.h").read_text().split("#define FASTVAE_FORMULAS(visit)")[1]
+    folder = ROOT / "build/formulas"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for formula in (*re.findall(r"visit\((\w+)\)", listed), "NoLoss"):
+        source = folder / f"{formula}.{'cpp' if isinstance(CUDA, str) else 'cu'}"
+        text = f'#include "{ROOT}/csrc/cuda/pass.cuh"\n#include "{ROOT}/csrc/formulas/list.h"\n\nFASTVAE_INSTANCES({formula})\n'
+        if not source.exists() or source.read_text() != text:
+            source.write_text(text)
+        sources.append(str(source.relative_to(ROOT)))
+    return sources
 
 
 def extension() -> object:
@@ -240,10 +261,13 @@ def extension() -> object:
         sources += sorted(
             str(path.relative_to(ROOT)) for path in ROOT.glob("tests/emulation/*.cpp")
         )
+        sources += formula_sources()
         include_dirs.append(str(ROOT / "tests/emulation"))
+        flags["cxx"] += ["-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-pragmas"]
     if not isinstance(CUDA, str):
         kind = CUDAExtension
         sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
+        sources += formula_sources()
         macros.append(("FASTVAE_CUDA", None))
         flags["nvcc"] = NVCC_FLAGS
     return kind(

@@ -6,11 +6,12 @@
 
 namespace fastvae {
 
-enum class DType : int { float32, float64, bfloat16, float16 };
-enum class Likelihood : int { mse, gaussian };
-enum class Prior : int { none, standard, given };
+// Integers are read only, as data.
+enum class DType : int { float32, float64, bfloat16, float16, uint8, int8, int16, int32, int64 };
 
-constexpr int kMaxDims = 16;
+constexpr int kMaxDims = 8;
+constexpr int kMaxInputs = 4;   // of a formula
+constexpr int kMaxNumbers = 3;  // a formula's constants
 
 // A tensor's elements in the logical (row-major) order that all operands of a kernel share. Dimensions that lie behind
 // one another in memory are merged: a contiguous tensor has one dimension of stride 1, half a chunk(2, 1) has two.
@@ -22,7 +23,21 @@ struct View {
   int64_t stride[kMaxDims];  // in elements; 0 where expanded
 };
 
-// A 0-dim tensor; absent it is 1.
+// How many elements a result has, if it is folded (PassArgs); 0 if it is not.
+FASTVAE_INLINE int64_t folded_size(const View& view) {
+  bool folded = false;
+  int64_t size = 1;
+  for (int d = 0; view.data != nullptr && d < view.dims; ++d) {
+    if (view.stride[d] == 0 && view.size[d] != 1) {
+      folded = true;
+    } else {
+      size *= view.size[d];
+    }
+  }
+  return folded ? size : 0;
+}
+
+// A 0-dim tensor. Without one, its value counts as 1.
 struct Number {
   const void* data = nullptr;
   DType dtype = DType::float32;
@@ -42,31 +57,49 @@ FASTVAE_INLINE uint64_t offset_of(const Noise& noise) {
   return noise.offset + (noise.offset_at == nullptr ? 0 : static_cast<uint64_t>(*noise.offset_at));
 }
 
-// The value of a loss over its elements, its gradients, or both in one pass.
-struct LossArgs {
-  double scale = 1;          // d(loss) / d(element's value): 1 / B for batchmean; times
-  Number weight;             // beta, if it is a tensor
-  View upstream;             // gradient of the loss; absent means 1
-  View value;                // the elements' values, if they are wanted one by one
-  bool may_be_kept = false;  // such gradients may have been made in the forward pass
+// Where the sums of a pass go: one total, or one for each sample; each is divided by `divisor`.
+struct Sums {
+  void* data = nullptr;  // nullptr: not wanted
+  bool float64 = false;  // else float32
+  int64_t count = 1;     // of sums: 1, or one for each sample
+  int64_t event = 0;     // elements of a sample; 0: one sum of all
+  double divisor = 1;
+  Number divisor_at;  // and by this: the sum of the weights, if the weighted mean is wanted
+};
+
+// One pass over the elements of some tensors of one shape: a formula's value, its gradients, or both, and beside them,
+// where the inputs are mu and logvar, a sample from that Gaussian. What has no data is not wanted.
+//
+// A result (`value` or one of `d`) whose view has stride 0 in some dimension is folded: summed over that dimension, as
+// the gradient of a parameter that broadcasts, or values that are reduced to one a channel. Its elements fill memory
+// without gaps, in some order. Where gradients may be kept, the upstream gradient (then a 0-dim tensor, seen with
+// strides of 0) multiplies a folded gradient after the sum was rounded to its dtype, so that a gradient kept from the
+// forward pass and one made anew have the same bits. A pass with folded results has one sum or none. A pass that
+// samples has none of the extras (weight, numbers, activation, constant, x_scale, floor).
+struct PassArgs {
+  int64_t numel = 0;
   bool float64 = false;      // arithmetic in double
-};
+  int formula = -1;          // its place in formulas/list.h; -1: the sample alone, with mu and logvar as inputs
+  View in[kMaxInputs];       // in the formula's order
+  View d[kMaxInputs];        // their gradients: scale * scale_at / sums.divisor_at * upstream * derivative
+  double scale = 1;          // of a batchmean: 1 / B
+  Number scale_at;           // beta, if it is a tensor
+  View upstream;             // the gradient of the result, seen as a tensor of the inputs' shape
+  bool may_be_kept = false;  // gradients of this kind are made in the forward pass, with an upstream gradient of 1
+  View value;                // the values one by one (or summed over some dimensions, over sums.divisor)
+  Sums sums;
+  View weight;  // multiplies each element's value; an element of weight 0 counts for nothing, NaN included
+  double numbers[kMaxNumbers] = {};
+  int activation = 0;   // of the first input: formulas/formula.h
+  double constant = 0;  // added to each value
+  double x_scale = 1;   // multiplies the data input
+  double floor = 0;     // if above 0: values below it count as it, and have no gradient (free bits)
 
-struct ReconstructionArgs : LossArgs {
-  Likelihood likelihood = Likelihood::mse;
-  View recon_x, x;
-  View d_recon_x, d_x;
-};
-
-// The latents: a sample (if z or dz is there), the KL divergence (if there is a prior), or both.
-struct LatentArgs : LossArgs {
-  Prior prior = Prior::none;
-  View mu, logvar, mu_p, logvar_p;
+  View z;       // the sample, or
+  View dz;      // the gradient that reaches it
   View eps;     // given noise, or
   Noise noise;  // the noise to make
-  View z;       // forward
-  View dz;      // backward
-  View d_mu, d_logvar, d_mu_p, d_logvar_p, d_eps;
+  View d_eps;
 };
 
 struct NormalArgs {
@@ -82,15 +115,6 @@ struct ScaleArgs {
   int64_t numel[kMost];
   int count = 0;
   Number factor;
-};
-
-// Where a loss goes: the sum over all elements, or one for each sample's `event` elements, over `divisor`.
-struct Sums {
-  void* data = nullptr;  // nullptr: not wanted
-  bool float64 = false;  // else float32
-  int64_t count = 1;     // of sums: 1, or one for each sample
-  int64_t event = 0;     // elements of a sample; 0: one sum of all
-  double divisor = 1;
 };
 
 // loss = recon + beta * kl, for each of the sums of a reconstruction and of a KL divergence.

@@ -25,40 +25,58 @@ def _meta(t: Any, dim: int | None = None) -> Any:
     return torch.empty(shape, dtype=t.dtype, device="meta")
 
 
-def _stacked(info: Any, in_dims: _Dims, tensors: Sequence[Any]) -> list[Any]:
-    """[V, B, ...] each; what is not vmapped is expanded, and read in place all the same."""
-    return [
-        t
-        if t is None
-        else t.expand(info.batch_size, *t.shape)
-        if dim is None
-        else t.movedim(dim, 0)
-        for t, dim in zip(tensors, in_dims, strict=False)
-    ]
+def _stacked(
+    info: Any, in_dims: _Dims, tensors: Sequence[Any], rank: int | None = None
+) -> list[Any]:
+    """[V, B, ...] each; what is not vmapped is expanded, and read in place all the same. What broadcasts gets ones up to
+    the `rank` of the others.
+    """
+
+    def stacked(t: Tensor, dim: int | None) -> Tensor:
+        t = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        missing = 0 if rank is None else rank + 1 - t.dim()
+        return t.reshape(t.shape[0], *[1] * missing, *t.shape[1:]) if missing else t
+
+    return [None if t is None else stacked(t, d) for t, d in zip(tensors, in_dims, strict=False)]
 
 
-def _reduced(op: Any, tensors: Sequence[Any], reduction: str) -> Tensor:
-    """`op`, a function of tensors [V, B, ...] and a reduction, reduced for each of the V by itself."""
-    if reduction == "none":
-        result: Tensor = op(*tensors, reduction)
-        return result
-    batch, *event = tensors[0].shape[1:]
-    if reduction == "sample":
-        rows = [t if t is None else t.flatten(0, 1) for t in tensors]
-        return op(*rows, reduction).unflatten(0, (-1, batch))  # type: ignore[no-any-return]
-    count = {"sum": 1, "batchmean": batch, "mean": batch * torch.Size(event).numel()}[reduction]
-    return op(*tensors, "sample") / count  # type: ignore[no-any-return]
+_SUM, _BATCHMEAN, _MEAN, _SAMPLE, _NONE, _LATENT, _CHANNEL = range(7)  # fastvae/functional.py
 
 
-def _kl(tensors: Sequence[Any], reduction: str) -> Tensor:
-    return _reduced(ops.kl_normal, tensors, reduction)
+def _reduced(value: Tensor, reduction: int, weight: Tensor | None) -> Tensor:
+    """Elements [V, B, ...], reduced for each of the V by itself."""
+    if reduction == _NONE:
+        return value
+    kept = {_SAMPLE: (0, 1), _CHANNEL: (0, 2), _LATENT: (0, *range(2, value.dim()))}.get(
+        reduction, (0,)
+    )
+    over = [d for d in range(value.dim()) if d not in kept]
+    total = value.sum(over, dtype=torch.float64) if over else value.double()
+    if reduction == _MEAN and weight is not None:
+        total = total / weight.expand(value.shape).sum(over, dtype=torch.float64)
+    elif reduction == _MEAN:
+        total = total / value[0].numel()
+    elif reduction in (_BATCHMEAN, _CHANNEL, _LATENT):
+        total = total / value.shape[1]
+    return total.to(value.dtype)
 
 
-def _reconstruction(tensors: Sequence[Any], likelihood: str, reduction: str) -> Tensor:
-    def op(recon_x: Tensor, x: Tensor, reduction: str) -> Any:
-        return ops.reconstruction_loss(recon_x, x, likelihood, reduction)
+def _loss(
+    tensors: Sequence[Any],
+    formula: int,
+    numbers: Sequence[float] | None,
+    activation: int,
+    reduction: int,
+) -> Tensor:
+    value = ops.elementwise_loss(*tensors, formula, numbers, activation, _NONE)
+    return _reduced(value, reduction, tensors[4])
 
-    return _reduced(op, tensors, reduction)
+
+def _elementwise_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
+    tensors, options = arguments[:5], arguments[5:]
+    seen = [_meta(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+    ops.elementwise_loss(*seen, *options)
+    return _loss(_stacked(info, in_dims, tensors, seen[0].dim()), *options), 0
 
 
 def _reparameterize_rule(
@@ -74,53 +92,24 @@ def _reparameterize_rule(
     return ops.reparameterize(*_stacked(info, in_dims, tensors)), 0
 
 
-def _kl_normal_rule(
-    info: Any,
-    in_dims: _Dims,
-    mu: Tensor,
-    logvar: Tensor,
-    mu_p: Tensor | None = None,
-    logvar_p: Tensor | None = None,
-    reduction: str = "batchmean",
-) -> Any:
-    tensors = (mu, logvar, mu_p, logvar_p)
-    dims = (*in_dims, None, None)[:4]
-    ops.kl_normal(*map(_meta, tensors, dims), reduction)
-    return _kl(_stacked(info, dims, tensors), reduction), 0
-
-
 def _sample_and_kl_rule(
     info: Any,
     in_dims: _Dims,
     mu: Tensor,
     logvar: Tensor,
-    mu_p: Tensor | None = None,
-    logvar_p: Tensor | None = None,
-    reduction: str = "batchmean",
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    mu_p: Tensor | None,
+    logvar_p: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    formula: int,
+    reduction: int,
 ) -> Any:
     tensors = (mu, logvar, mu_p, logvar_p, eps)
-    # in_dims has an entry for the reduction as well, and stops at the last argument given
-    dims = (*in_dims[:4], *(None,) * (4 - len(in_dims)), *in_dims[5:6], None)[:5]
-    *parameters, noise = map(_meta, tensors, dims)
-    ops.sample_and_kl(*parameters, reduction, noise)
-    *stacked, noise = _stacked(info, dims, tensors)
+    *parameters, noise = map(_meta, tensors, in_dims)
+    ops.sample_and_kl(*parameters, noise, None, formula, reduction)
+    *stacked, noise = _stacked(info, in_dims, tensors)
     z = ops.reparameterize(stacked[0], stacked[1], noise)
-    return (z, _kl(stacked, reduction)), (0, 0)
-
-
-def _reconstruction_loss_rule(
-    info: Any,
-    in_dims: _Dims,
-    recon_x: Tensor,
-    x: Tensor,
-    likelihood: str = "mse",
-    reduction: str = "batchmean",
-) -> Any:
-    tensors = (recon_x, x)
-    ops.reconstruction_loss(*map(_meta, tensors, in_dims), likelihood, reduction)
-    return _reconstruction(_stacked(info, in_dims, tensors), likelihood, reduction), 0
+    return (z, _loss([*stacked, None], formula, None, 0, reduction)), (0, 0)
 
 
 def _vae_loss_rule(
@@ -128,41 +117,49 @@ def _vae_loss_rule(
     in_dims: _Dims,
     recon_x: Tensor,
     x: Tensor,
+    parameter: Tensor | None,
+    weight: Tensor | None,
     mu: Tensor,
     logvar: Tensor,
-    beta: float = 1.0,
-    beta_tensor: Tensor | None = None,
-    likelihood: str = "mse",
-    reduction: str = "batchmean",
-    kl_reduction: str | None = None,
+    beta: float,
+    beta_tensor: Tensor | None,
+    formula: int,
+    numbers: Sequence[float] | None,
+    activation: int,
+    reduction: int,
+    kl_formula: int,
+    kl_numbers: Sequence[float] | None,
+    kl_reduction: int,
 ) -> Any:
-    tensors = (recon_x, x, mu, logvar)
-    beta_dim = in_dims[5] if len(in_dims) > 5 else None
+    tensors = (recon_x, x, parameter, weight, mu, logvar)
+    beta_dim = in_dims[7]
+    seen = [_meta(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+    options = (formula, numbers, activation, reduction)
     ops.vae_loss(
-        *map(_meta, tensors, in_dims),
-        beta,
-        _meta(beta_tensor, beta_dim),
-        likelihood,
-        reduction,
+        *seen, beta, _meta(beta_tensor, beta_dim), *options, kl_formula, kl_numbers, kl_reduction
+    )
+    images = _stacked(info, in_dims, tensors[:4], seen[0].dim())
+    recon = _loss([*images[:3], None, images[3]], *options)
+    kl = _loss(
+        [*_stacked(info, in_dims[4:], tensors[4:]), None, None, None],
+        kl_formula,
+        kl_numbers,
+        0,
         kl_reduction,
     )
-    stacked = _stacked(info, in_dims, tensors)
-    recon = _reconstruction(stacked[:2], likelihood, reduction)
-    kl = _kl([*stacked[2:], None, None], kl_reduction or reduction)
-    weight: float | Tensor = beta
+    scale: float | Tensor = beta
     if beta_tensor is not None:  # [] or [V], beside a KL of [V] or [V, B]
-        weight = beta_tensor if kl.dim() == 1 or beta_dim is None else beta_tensor.unsqueeze(1)
-        weight = weight.double()
+        scale = beta_tensor if kl.dim() == 1 or beta_dim is None else beta_tensor.unsqueeze(1)
+        scale = scale.double()
     # added in float64 and rounded once, as the kernel does
-    loss = (recon.double() + weight * kl.double()).to(torch.promote_types(recon.dtype, kl.dtype))
+    loss = (recon.double() + scale * kl.double()).to(torch.promote_types(recon.dtype, kl.dtype))
     return (loss, recon, kl), (0, 0, 0)
 
 
 _rules: list[tuple[Callable[..., Any], str]] = [
     (_reparameterize_rule, "reparameterize"),
-    (_kl_normal_rule, "kl_normal"),
+    (_elementwise_loss_rule, "elementwise_loss"),
     (_sample_and_kl_rule, "sample_and_kl"),
-    (_reconstruction_loss_rule, "reconstruction_loss"),
     (_vae_loss_rule, "vae_loss"),
 ]
 for _rule, _name in _rules:
@@ -220,16 +217,17 @@ def _reparameterize_in_vmap(
 def _sample_and_kl_in_vmap(
     mu: Tensor,
     logvar: Tensor,
-    mu_p: Tensor | None = None,
-    logvar_p: Tensor | None = None,
-    reduction: str = "batchmean",
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    mu_p: Tensor | None,
+    logvar_p: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    formula: int,
+    reduction: int,
 ) -> Any:
     if eps is None:
         eps, generator = ops._normal_like(mu, generator), None
     with _below_vmap("FuncTorchVmapMode"):
-        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, reduction, eps, generator)
+        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduction)
 
 
 _library = torch.library.Library("fastvae", "FRAGMENT")

@@ -4,14 +4,16 @@ Shapes: B is the first dimension, everything after it is the event. Any strides 
 is float32 (float64 for float64 inputs) whatever the inputs' dtype, and the same inputs give the same bits for any number of
 threads. Fused backward passes, second derivatives, ``torch.compile`` and any upstream gradient work as for torch's own ops.
 
-Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``"mean"`` (divided by the number of elements),
-``"sample"`` (a [B] tensor, summed over the event) and ``"none"`` (elementwise; `kl_normal` and
-`reconstruction_loss` only). An empty batch sums to 0 and means to NaN. With time first, [T, B, L], ``"batchmean"`` divides by
-T and ``"sample"`` gives [T]: give ``transpose(0, 1)`` of such tensors, which is read in place.
+Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``"mean"`` (divided by the number of elements, or by
+the sum of the weights), ``"sample"`` (a [B] tensor, summed over the event), ``"none"`` (elementwise), ``"latent"`` (`kl_normal`: the
+event's shape, mean over the batch) and ``"channel"`` (`reconstruction_loss`: [C], dimension 1, summed over all else, divided by B).
+An empty batch sums to 0 and means to NaN. With time first, [T, B, L], ``"batchmean"`` divides by T and ``"sample"`` gives [T]:
+give ``transpose(0, 1)`` of such tensors, which is read in place.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from functools import partial
@@ -23,8 +25,9 @@ from torch import Generator, Tensor
 from torch.compiler import is_compiling, is_exporting
 from torch.onnx import is_in_onnx_export
 
-from fastvae import _vmap  # noqa: F401 (registers its rules)
+from fastvae import _vmap, likelihoods  # noqa: F401 (_vmap registers its rules)
 from fastvae._ops import ops
+from fastvae.likelihoods import Likelihood
 from fastvae.reference import VAELossOutput
 
 __all__ = [
@@ -39,27 +42,113 @@ __all__ = [
 # Bound once, and called with positional arguments: looking an overload up, or its arguments' names, costs more than some calls.
 _reparameterize = ops.reparameterize.default
 _normal_like = ops._normal_like.default
-_kl_normal = ops.kl_normal.default
+_elementwise_loss = ops.elementwise_loss.default
 _sample_and_kl = ops.sample_and_kl.default
-_reconstruction_loss = ops.reconstruction_loss.default
 _vae_loss = ops.vae_loss.default
-# In compiled programs the objective is aten's ops, which fuse with the decoder's last layer (CONTRIBUTING.md says more).
-_reconstruction_loss_for_compiler = ops.reconstruction_loss_for_compiler.default
-_vae_loss_for_compiler = ops.vae_loss_for_compiler.default
-# torch.onnx.export knows aten's ops alone, and no generator. (is_exporting comes first: the other takes a microsecond.)
-_reparameterize_for_onnx = ops.reparameterize_for_compiler.default
-_kl_normal_for_onnx = ops.kl_normal_for_compiler.default
-_sample_and_kl_for_onnx = ops.sample_and_kl_for_compiler.default
+# Composed of aten's ops. In compiled programs they fuse with the decoder's last layer (CONTRIBUTING.md says more), and
+# torch.onnx.export knows no others, and no generator. (is_exporting comes first: the other takes a microsecond.)
+_reparameterize_composed = ops.reparameterize_composed.default
+_elementwise_loss_composed = ops.elementwise_loss_composed.default
+_sample_and_kl_composed = ops.sample_and_kl_composed.default
+_vae_loss_composed = ops.vae_loss_composed.default
+
+# The ops take integers. Each of these names is read once, here.
+_FORMULAS = {name: i for i, name in enumerate(ops.formulas())}
+_NAMED = {
+    name: _FORMULAS[one.formula]
+    for name, one in likelihoods._NAMED.items()
+    if one.formula in _FORMULAS
+}
+_ACTIVATIONS = {None: 0, "sigmoid": 1, "tanh": 2}
+_OF_BOTH = {"sum": 0, "batchmean": 1, "mean": 2, "sample": 3}
+_OF_KL = _OF_BOTH | {"none": 4, "latent": 5}
+_OF_RECONSTRUCTION = _OF_BOTH | {"none": 4, "channel": 6}
+_KL_STANDARD, _KL_BETWEEN = _FORMULAS["kl_standard"], _FORMULAS["kl_between"]
 
 
-def _explain(
-    op: str, error: Exception, tensors: Mapping[str, object], options: Mapping[str, object]
-) -> None:
+def _choice(op: str, name: str, value: str, of: Mapping[str, int]) -> int:
+    if isinstance(value, str) and value in of:
+        return of[value]
+    *most, last = (f'"{choice}"' for choice in of)
+    need = f"{name} must be {', '.join(most)} or {last}"
+    if isinstance(value, str):
+        raise ValueError(f'fastvae.{op}: {need}, but got "{value}"')
+    raise TypeError(f"fastvae.{op}: {need}, but got {type(value).__name__}")
+
+
+def number(op: str, name: str, value: object) -> float:
+    """A Python or NumPy number, or a 0-dim NumPy array."""
+    if isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return float(value)
+    raise TypeError(
+        f"fastvae.{op}: {name} must be a number or a 0-dim tensor, but got {type(value).__name__}"
+    )
+
+
+def _likelihood(
+    op: str, likelihood: str | Likelihood, recon_x: Tensor
+) -> tuple[Tensor | None, int, Any, int]:
+    """The likelihood's parameter, its formula, its numbers (constant, x_scale, no floor, its own) and its activation."""
+    if type(likelihood) is str and likelihood in _NAMED:
+        return None, _NAMED[likelihood], None, 0
+    one = likelihoods.parse(likelihood, f"fastvae.{op}")
+    parameter = None
+    if one.parameters:
+        (parameter,) = one.parameters
+        if parameter.dim() == 0:  # perhaps of a Python number
+            wide = torch.float64 if recon_x.dtype == torch.float64 else torch.float32
+            parameter = parameter.to(
+                recon_x.device, wide if parameter.dtype == torch.float64 else None
+            )
+    own = (one.constant, one.x_scale, 0.0, *one.numbers)
+    return (
+        parameter,
+        _FORMULAS[one.formula],
+        None if own == (0.0, 1.0, 0.0) else own,
+        _ACTIVATIONS[one.activation],
+    )
+
+
+def _as_tensor(values: Any, like: Tensor) -> Tensor | None:
+    """For a compiler, which makes constants of an op's numbers, and inputs of those in tensor arithmetic."""
+    zero = like.new_zeros((), dtype=torch.float64)
+    return torch.stack([zero + value for value in values]) if values else None
+
+
+def _free_bits(op: str, free_bits: float, per: str, reduction: str) -> tuple[float, bool]:
+    """The least value of an element, and whether the latents have one."""
+    free_bits = number(op, "free_bits", free_bits)
+    if not 0 <= free_bits < math.inf:
+        raise ValueError(
+            f"fastvae.{op}: free_bits must be at least 0 and finite, but got {free_bits}"
+        )
+    if _choice(op, "free_bits_per", per, {"latent": 0, "element": 1}):
+        return free_bits, False
+    if free_bits > 0 and reduction not in ("batchmean", "sum"):
+        raise ValueError(
+            f'fastvae.{op}: free_bits for each latent need the reduction "batchmean" or "sum", but got {reduction!r}; '
+            'free_bits_per="element" goes with all'
+        )
+    return 0.0, free_bits > 0
+
+
+def _at_least(kl: Tensor, free_bits: float, batch: int, reduction: str) -> Tensor:
+    """The sum over the latents, each of which counts at least `free_bits`."""
+    floor = kl.new_zeros(()) + free_bits
+    total = torch.where(kl < floor, floor, kl).sum()
+    if reduction == "batchmean":
+        return total
+    return total * batch if batch else torch.zeros_like(total)
+
+
+def _explain(op: str, error: Exception, generator: object = None, **tensors: object) -> None:
     """Names the argument that torch refused before the op saw it; the op's own checks have named theirs.
 
     It runs after a failure only, so that a call that succeeds pays nothing for it.
     """
     for name, value in tensors.items():
+        if value is None and name not in ("recon_x", "x", "mu", "logvar"):
+            continue
         if not isinstance(value, Tensor):
             problem = f"must be a torch.Tensor, but got {type(value).__name__}"
         elif value.is_nested:
@@ -78,16 +167,10 @@ def _explain(
         else:
             continue
         raise TypeError(f"fastvae.{op}: {name} {problem}") from error
-    for name, value in options.items():
-        expected = Generator if name == "generator" else str
-        if not isinstance(value, expected):
-            raise TypeError(
-                f"fastvae.{op}: {name} must be a {expected.__name__}, but got {type(value).__name__}"
-            ) from error
-
-
-def _given(**arguments: object) -> dict[str, object]:
-    return {name: value for name, value in arguments.items() if value is not None}
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(
+            f"fastvae.{op}: generator must be a torch.Generator, but got {type(generator).__name__}"
+        ) from error
 
 
 @overload
@@ -143,7 +226,7 @@ def reparameterize(
     try:
         op = _reparameterize
         if is_exporting() and is_in_onnx_export():
-            op, generator = _reparameterize_for_onnx, None
+            op, generator = _reparameterize_composed, None
             eps = torch.randn_like(mu) if eps is None else eps
         if return_eps and eps is None:
             noise = _normal_like(mu, generator)
@@ -151,8 +234,7 @@ def reparameterize(
             return z, noise.to(z.dtype)
         z = op(mu, logvar, eps, generator)
     except Exception as error:
-        tensors = {"mu": mu, "logvar": logvar, **_given(eps=eps)}
-        _explain("reparameterize", error, tensors, _given(generator=generator))
+        _explain("reparameterize", error, generator, mu=mu, logvar=logvar, eps=eps)
         raise
     return (z, eps) if return_eps and eps is not None else z
 
@@ -164,6 +246,9 @@ def kl_normal(
     logvar_p: Tensor | None = None,
     *,
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """KL divergence in nats of the posterior N(mu, exp(logvar)) from the prior N(mu_p, exp(logvar_p)), or from N(0, 1).
 
@@ -174,23 +259,36 @@ def kl_normal(
         mu, logvar: [B, ...] the posterior, of one shape; their dtypes may be mixed as in `reparameterize`, the prior's too.
         mu_p, logvar_p: the prior, with mu's shape. A prior [L] that the batch shares comes as
             ``.expand_as(mu)``, which is read in place.
-        reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"`` or ``"none"``.
+        reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"``, ``"none"`` or ``"latent"``.
+        free_bits: in nats. With ``free_bits_per="latent"`` each latent's KL, mean over the batch, counts at least this much and
+            has no gradient below it (Kingma et al., *Improved variational inference with inverse autoregressive flow*, 2016):
+            ``max(free_bits, kl.mean(0)).sum()``; "batchmean" and "sum" only. With ``"element"`` each element does.
+        weight: multiplies each element; broadcasts to mu, as in `reconstruction_loss`.
 
     Returns:
-        A scalar, [B] for ``"sample"``, or mu's shape for ``"none"``; float32, or float64 for float64.
+        A scalar, [B] for ``"sample"``, mu's shape for ``"none"``, its event for ``"latent"``; float32, or float64 for float64.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
+    least, per_latent = 0.0, False
+    if type(free_bits) is not float or free_bits != 0 or free_bits_per != "latent":
+        least, per_latent = _free_bits("kl_normal", free_bits, free_bits_per, reduction)
+    reduced = _choice("kl_normal", "reduction", "latent" if per_latent else reduction, _OF_KL)
+    formula = _KL_STANDARD if mu_p is None and logvar_p is None else _KL_BETWEEN
+    floor: Any = (0.0, 1.0, least) if least != 0 else None
     try:
-        for_onnx = is_exporting() and is_in_onnx_export()
-        op = _kl_normal_for_onnx if for_onnx else _kl_normal
-        kl: Tensor = op(mu, logvar, mu_p, logvar_p, reduction)
+        if (is_exporting() and is_in_onnx_export()) or (floor and is_compiling()):
+            op, floor = _elementwise_loss_composed, _as_tensor(floor, mu)
+        else:
+            op = _elementwise_loss
+        kl: Tensor = op(mu, logvar, mu_p, logvar_p, weight, formula, floor, 0, reduced)
     except Exception as error:
-        tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p)}
-        _explain("kl_normal", error, tensors, {"reduction": reduction})
+        _explain(
+            "kl_normal", error, mu=mu, logvar=logvar, mu_p=mu_p, logvar_p=logvar_p, weight=weight
+        )
         raise
-    return kl
+    return _at_least(kl, free_bits, len(mu), reduction) if per_latent else kl
 
 
 def sample_and_kl(
@@ -205,63 +303,73 @@ def sample_and_kl(
 ) -> tuple[Tensor, Tensor]:
     """`reparameterize` and `kl_normal` of the same posterior, in one pass over the latents forward and one backward.
 
-    Args, errors and the units of each term: theirs, but that reduction cannot be ``"none"``.
+    Args, errors and the units of each term: theirs; reduction is ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``.
 
     Returns:
         (z, kl): z as `reparameterize` returns it, [B, ...]; kl as `kl_normal` does, a scalar or [B]. The noise is that of
         `reparameterize` for the same seed.
     """
+    reduced = _choice("sample_and_kl", "reduction", reduction, _OF_BOTH)
+    formula = _KL_STANDARD if mu_p is None and logvar_p is None else _KL_BETWEEN
     try:
         op = _sample_and_kl
         if is_exporting() and is_in_onnx_export():
-            op, generator = _sample_and_kl_for_onnx, None
-        z, kl = op(mu, logvar, mu_p, logvar_p, reduction, eps, generator)
+            op, generator = _sample_and_kl_composed, None
+        z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduced)
     except Exception as error:
-        tensors = {"mu": mu, "logvar": logvar, **_given(mu_p=mu_p, logvar_p=logvar_p, eps=eps)}
-        options = {"reduction": reduction, **_given(generator=generator)}
-        _explain("sample_and_kl", error, tensors, options)
+        _explain(
+            "sample_and_kl",
+            error,
+            generator,
+            mu=mu,
+            logvar=logvar,
+            mu_p=mu_p,
+            logvar_p=logvar_p,
+            eps=eps,
+        )
         raise
     return z, kl
 
 
 def reconstruction_loss(
-    recon_x: Tensor, x: Tensor, *, likelihood: str = "mse", reduction: str = "batchmean"
+    recon_x: Tensor,
+    x: Tensor,
+    *,
+    likelihood: str | Likelihood = "mse",
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Negative log-likelihood of x under the decoder's output, up to scale and constant.
-
-    ``"mse"`` is the squared error (recon_x - x)^2, without a half, as in ``torch.nn.functional.mse_loss``;
-    ``"gaussian"`` is half of it, the negative logarithm of N(x; recon_x, 1) in nats without its log(2 pi) / 2.
+    """Negative log-likelihood of x under the decoder's output, in nats, up to an additive constant.
 
     Args:
-        recon_x, x: [B, ...], of one shape. float32, bfloat16 and float16 may be mixed; float64 goes with float64. Both may
-            want a gradient.
-        likelihood: ``"mse"`` or ``"gaussian"``.
-        reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"`` or ``"none"``.
+        recon_x, x: [B, ...], of one shape. float32, bfloat16 and float16 may be mixed; float64 goes with float64; x may also be
+            integers (images, counts, bits). Both may want a gradient.
+        likelihood: a name, ``"mse"`` (the squared error without a half, as `torch.nn.functional.mse_loss`), ``"gaussian"`` (half of
+            it), ``"l1"``, ``"bce_with_logits"``, ``"bce"`` (of probabilities), ``"continuous_bernoulli"`` or ``"poisson"``; or an object
+            of `fastvae.likelihoods`, whose parameters may want gradients.
+        reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"``, ``"none"`` or ``"channel"``.
+        weight: a float tensor that broadcasts to x, read in place: a mask, or weights of samples ([B, 1, ...]) or channels. Each
+            element's value is multiplied by it; an element of weight 0 contributes 0 and gets gradient 0 whatever its
+            value, NaN included. It gets no gradient.
 
     Returns:
-        A scalar, [B] for ``"sample"``, or x's shape for ``"none"``; float32, or float64 for float64.
+        A scalar, [B] for ``"sample"``, x's shape for ``"none"``, [C] for ``"channel"``; float32, or float64 for float64.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
+    reduced = _choice("reconstruction_loss", "reduction", reduction, _OF_RECONSTRUCTION)
+    parameter, formula, own, activation = _likelihood("reconstruction_loss", likelihood, recon_x)
     try:
-        compiling = is_compiling() and (reduction != "none" or is_in_onnx_export())
-        op = _reconstruction_loss_for_compiler if compiling else _reconstruction_loss
-        nll: Tensor = op(recon_x, x, likelihood, reduction)
+        if is_compiling() and (reduction != "none" or own or is_in_onnx_export()):
+            op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
+        else:
+            op = _elementwise_loss
+        nll: Tensor = op(recon_x, x, parameter, None, weight, formula, own, activation, reduced)
     except Exception as error:
-        options = {"likelihood": likelihood, "reduction": reduction}
-        _explain("reconstruction_loss", error, {"recon_x": recon_x, "x": x}, options)
+        _explain("reconstruction_loss", error, recon_x=recon_x, x=x, weight=weight)
         raise
     return nll
-
-
-def number(op: str, name: str, value: object) -> float:
-    """A Python or NumPy number, or a 0-dim NumPy array."""
-    if isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        return float(value)
-    raise TypeError(
-        f"fastvae.{op}: {name} must be a number or a 0-dim tensor, but got {type(value).__name__}"
-    )
 
 
 def vae_loss(
@@ -271,9 +379,12 @@ def vae_loss(
     logvar: Tensor,
     *,
     beta: float | Tensor = 1.0,
-    likelihood: str = "mse",
+    likelihood: str | Likelihood = "mse",
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
+    weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
 ) -> VAELossOutput:
     """The objective of a VAE with prior N(0, 1): loss = recon + beta * kl, the negative ELBO where the scales agree.
 
@@ -282,11 +393,10 @@ def vae_loss(
     than that is a beta-VAE (Higgins et al., 2017); a "mean" on one side hides such a factor.
 
     Args:
-        recon_x, x: [B, ...] the decoder's output and its target, as in `reconstruction_loss`.
-        mu, logvar: [B, ...] the posterior, as in `kl_normal`; the event's shape is its own.
+        recon_x, x, likelihood, weight: the decoder's output and its target, as in `reconstruction_loss`.
+        mu, logvar, free_bits, free_bits_per: the posterior, as in `kl_normal`; the event's shape is its own.
         beta: weight of the KL: a number (Python's or NumPy's), or a 0-dim tensor on the inputs' device, which can be
             annealed in place under a CUDA graph. No gradient is computed for it.
-        likelihood: ``"mse"`` or ``"gaussian"``.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``. B is the first dimension, so for tensors with time
             first give their ``transpose(0, 1)``.
         kl_reduction: the KL's, if it is another one; "sample" goes with "sample" only.
@@ -303,44 +413,53 @@ def vae_loss(
         beta, beta_tensor = 1.0, beta
     elif type(beta) is not float:
         beta = number("vae_loss", "beta", beta)
+    reduced = _choice("vae_loss", "reduction", reduction, _OF_BOTH)
+    kl_reduction = reduction if kl_reduction is None else kl_reduction
+    kl_reduced = _choice("vae_loss", "kl_reduction", kl_reduction, _OF_BOTH)
+    if (reduced == 3) != (kl_reduced == 3):
+        raise ValueError(
+            f'fastvae.vae_loss: "sample" goes with "sample" only, but got reduction="{reduction}" and '
+            f'kl_reduction="{kl_reduction}"'
+        )
+    least, per_latent = 0.0, False
+    if type(free_bits) is not float or free_bits != 0 or free_bits_per != "latent":
+        least, per_latent = _free_bits("vae_loss", free_bits, free_bits_per, kl_reduction)
+    floor: Any = (0.0, 1.0, least) if least != 0 else None
+    parameter, formula, own, activation = _likelihood("vae_loss", likelihood, recon_x)
     try:
-        if is_compiling():
-            # beta stays out of the op, which would be compiled again for each new number, or go on with an old one.
-            recon, kl = _vae_loss_for_compiler(
-                recon_x, x, mu, logvar, beta_tensor, likelihood, reduction, kl_reduction
+        if per_latent:
+            recon = reconstruction_loss(
+                recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
             )
-            weight = beta if beta_tensor is None else beta_tensor
-            # In float64, as in the kernel: beta is not rounded by itself.
-            loss = recon.double() + weight * kl.double()
-            loss = loss.to(torch.promote_types(recon.dtype, kl.dtype))
+            kl = kl_normal(mu, logvar, reduction=kl_reduction, free_bits=free_bits)
+        elif is_compiling():
+            recon, kl = _vae_loss_composed(
+                *(recon_x, x, parameter, weight, mu, logvar, beta_tensor),
+                *(formula, _as_tensor(own, recon_x), activation, reduced),
+                *(_KL_STANDARD, _as_tensor(floor, mu), kl_reduced),
+            )
         else:
             loss, recon, kl = _vae_loss(
-                recon_x,
-                x,
-                mu,
-                logvar,
-                beta,
-                beta_tensor,
-                likelihood,
-                reduction,
-                kl_reduction,
+                *(recon_x, x, parameter, weight, mu, logvar, beta, beta_tensor),
+                *(formula, own, activation, reduced, _KL_STANDARD, floor, kl_reduced),
             )
+            return VAELossOutput(loss, recon, kl)
+        # beta stays out of the op, which would be compiled again for each new number, or go on with an old one. In float64,
+        # as in the kernel: beta is not rounded by itself.
+        loss = recon.double() + (beta if beta_tensor is None else beta_tensor) * kl.double()
+        return VAELossOutput(loss.to(torch.promote_types(recon.dtype, kl.dtype)), recon, kl)
     except Exception as error:
-        tensors = {
-            "recon_x": recon_x,
-            "x": x,
-            "mu": mu,
-            "logvar": logvar,
-            **_given(beta=beta_tensor),
-        }
-        options = {
-            "likelihood": likelihood,
-            "reduction": reduction,
-            **_given(kl_reduction=kl_reduction),
-        }
-        _explain("vae_loss", error, tensors, options)
+        _explain(
+            "vae_loss",
+            error,
+            recon_x=recon_x,
+            x=x,
+            mu=mu,
+            logvar=logvar,
+            beta=beta_tensor,
+            weight=weight,
+        )
         raise
-    return VAELossOutput(loss, recon, kl)
 
 
 def refuse_torchscript(op: str) -> None:

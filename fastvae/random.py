@@ -24,8 +24,8 @@ def philox_normal(
     """Standard normals that depend on (seed, offset, index of the element) alone: the very noise the ops make.
 
     It is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011) turned into
-    normals by Box and Muller. Neither threads, instruction set nor the tensor's shape matter; the CPU and CUDA agree
-    within ``1e-6 * max(1, abs(eps))``.
+    normals by Box and Muller. Neither threads, instruction set nor the tensor's shape matter, and the CPU and CUDA make
+    the same bits.
 
     An op that draws on the CPU takes its seed from the generator's next 64 bits and offset 0, so that this is its noise::
 

@@ -8,11 +8,13 @@ KL(N(mu, sigma^2) || N(0, 1)); the KL between two Gaussians is the same integral
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import _register_namedtuple
+from torch.utils._pytree import _register_namedtuple, tree_map_only
+
+from fastvae.likelihoods import Likelihood, parse
 
 __all__ = [
     "VAELossOutput",
@@ -38,20 +40,37 @@ _register_namedtuple(VAELossOutput, serialized_type_name="fastvae.VAELossOutput"
 torch.serialization.add_safe_globals([VAELossOutput])
 
 
-def _reduce(value: Tensor, reduction: str) -> Tensor:
+def _reduce(value: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
+    count: Tensor | int = value.numel()
+    if weight is not None:
+        value, count = value * weight, weight.sum()
     if reduction == "none":
         return value
-    if reduction == "sample":
-        return (
-            value.unsqueeze(-1).flatten(1).sum(1)
-        )  # unsqueezed so that [B] has an event to sum over
+    if reduction == "sample":  # unsqueezed so that [B] has an event to sum over
+        return value.unsqueeze(-1).flatten(1).sum(1)
     if reduction == "sum":
         return value.sum()
     if reduction == "mean":
-        return value.mean()
+        return value.sum() / count
     if reduction == "batchmean":
         return value.sum() / value.shape[0]
+    if reduction == "latent":
+        return value.sum(0) / value.shape[0]
+    if reduction == "channel":
+        return value.transpose(0, 1).flatten(1).sum(1) / value.shape[0]
     raise ValueError(f"unknown reduction {reduction!r}")
+
+
+def _weighted(weight: Tensor, x: Tensor, *inputs: object) -> list[Any]:
+    """The weight of each element of x, and the inputs without what has the weight 0.
+
+    That goes before the formula, since afterwards NaN times 0 is NaN, in gradients too.
+    """
+    weight = weight.detach().expand_as(x)
+    off = weight == 0
+    # A 0-dim parameter is left alone: it belongs to all elements, and would become one for each.
+    kept = tree_map_only(Tensor, lambda t: torch.where(off, 0, t) if t.dim() else t, inputs)
+    return [weight, *kept]
 
 
 def _sample(
@@ -82,18 +101,34 @@ def kl_normal(
     logvar_p: Tensor | None = None,
     *,
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """KL(N(mu, exp logvar) || N(mu_p, exp logvar_p)) in nats; without a prior, N(0, 1).
 
-    With d = logvar - logvar_p it is 0.5 * (exp(d) - 1 - d + (mu - mu_p)^2 / exp(logvar_p)).
+    With d = logvar - logvar_p it is 0.5 * (exp(d) - 1 - d + (mu - mu_p)^2 / exp(logvar_p)). Free bits: Kingma et al.,
+    *Improving variational inference with inverse autoregressive flow* (2016), appendix C.
     """
+    if weight is not None:
+        weight, mu, logvar, mu_p, logvar_p = _weighted(weight, mu, mu, logvar, mu_p, logvar_p)
     if mu_p is None and logvar_p is None:
-        return _reduce(0.5 * (torch.expm1(logvar) - logvar + mu.square()), reduction)
-    if mu_p is None or logvar_p is None:
+        value = 0.5 * (torch.expm1(logvar) - logvar + mu.square())
+    elif mu_p is None or logvar_p is None:
         raise ValueError("a prior has both mu_p and logvar_p")
-    d = logvar - logvar_p
-    scaled = (mu - mu_p).square() * torch.exp(-logvar_p)
-    return _reduce(0.5 * (torch.expm1(d) - d + scaled), reduction)
+    else:
+        d = logvar - logvar_p
+        scaled = (mu - mu_p).square() * torch.exp(-logvar_p)
+        value = 0.5 * (torch.expm1(d) - d + scaled)
+    if free_bits and free_bits_per == "element":
+        value = value.clamp(min=free_bits)
+    elif free_bits:
+        if free_bits_per != "latent" or reduction not in ("sum", "batchmean"):
+            raise ValueError(f"no free bits for each {free_bits_per} with {reduction!r}")
+        latents = _reduce(value, "none", weight).sum(0)
+        total = latents.clamp(min=free_bits * len(mu)).sum()
+        return total if reduction == "sum" else total / len(mu)
+    return _reduce(value, reduction, weight)
 
 
 def sample_and_kl(
@@ -112,15 +147,18 @@ def sample_and_kl(
 
 
 def reconstruction_loss(
-    recon_x: Tensor, x: Tensor, *, likelihood: str = "mse", reduction: str = "batchmean"
+    recon_x: Tensor,
+    x: Tensor,
+    *,
+    likelihood: str | Likelihood = "mse",
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Squared error ("mse") or half of it ("gaussian": -log N(x; recon_x, 1) up to its constant)."""
-    value = (recon_x - x).square()
-    if likelihood == "gaussian":
-        value = 0.5 * value
-    elif likelihood != "mse":
-        raise ValueError(f"unknown likelihood {likelihood!r}")
-    return _reduce(value, reduction)
+    """-log p(x | recon_x) in nats, without additive constants: `fastvae.likelihoods` has the formulas."""
+    form = parse(likelihood, "fastvae.reference.reconstruction_loss")
+    if weight is not None:
+        weight, recon_x, x, form = _weighted(weight, x, recon_x, x, form)
+    return _reduce(form.nll(recon_x, x), reduction, weight)
 
 
 def vae_loss(
@@ -130,11 +168,22 @@ def vae_loss(
     logvar: Tensor,
     *,
     beta: float | Tensor = 1.0,
-    likelihood: str = "mse",
+    likelihood: str | Likelihood = "mse",
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
+    weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
 ) -> VAELossOutput:
-    """recon + beta * kl: the negative ELBO when the likelihood's scale and beta agree."""
-    recon = reconstruction_loss(recon_x, x, likelihood=likelihood, reduction=reduction)
-    kl = kl_normal(mu, logvar, reduction=kl_reduction or reduction)
+    """recon + beta * kl: the negative ELBO when the likelihood's scale and beta agree. The weight is that of recon."""
+    recon = reconstruction_loss(
+        recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
+    )
+    kl = kl_normal(
+        mu,
+        logvar,
+        reduction=kl_reduction or reduction,
+        free_bits=free_bits,
+        free_bits_per=free_bits_per,
+    )
     return VAELossOutput(recon + beta * kl, recon, kl)

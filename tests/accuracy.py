@@ -61,12 +61,39 @@ def varied(
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+def with_likelihood(tensors: Tensors, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an op. Tensors named ``likelihood.<field>`` go to the function that the option ``likelihood`` is then."""
+    arguments = {k: t for k, t in tensors.items() if "." not in k} | options
+    if callable(likelihood := options.get("likelihood")):
+        arguments["likelihood"] = likelihood(
+            **{k.removeprefix("likelihood."): t for k, t in tensors.items() if "." in k}
+        )
+    return arguments
+
+
+def for_the_oracle(value: Any) -> Any:
+    """Tensors as arrays, a likelihood as the dict of its kind and fields."""
+    if isinstance(value, Tensor):
+        return to_numpy(value)
+    if isinstance(value, fastvae.likelihoods.Likelihood):
+        fields = {k: for_the_oracle(v) for k, v in vars(value).items()}
+        return {"kind": type(value).__name__, **fields}
+    return value
+
+
+def oracle_options(tensors: Tensors, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        k: for_the_oracle(v) for k, v in with_likelihood(tensors, options).items() if k in options
+    }
+
+
 def evaluate(
     op: Any, tensors: Tensors, upstream: Sequence[Tensor | None] | None = None, **options: Any
 ) -> Evaluation:
-    """The outputs of `op` and the gradients of all `tensors`, for arbitrary upstream gradients unless given."""
-    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    result = op(**leaves, **options)
+    """The outputs of `op` and the gradients of all floating `tensors`, for arbitrary upstream gradients unless given."""
+    inputs = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
+    leaves = {k: t for k, t in inputs.items() if t.requires_grad}
+    result = op(**with_likelihood(inputs, options))
     outputs = (result,) if isinstance(result, Tensor) else tuple(result)
     if upstream is None:
         upstream = [varied(o.shape, o.dtype, o.device) for o in outputs]
@@ -133,10 +160,11 @@ def check(
         assert_accurate(
             g, w, p, units=UNITS_OF_A_SUM if reduced and label != "z" else UNITS, what=label
         )
-    for label, t in tensors.items():
-        g = got.grads[label]
-        assert (g.dtype, g.device, g.shape) == (t.dtype, t.device, t.shape), f"gradient of {label}"
-        assert_accurate(g, want_grads[label], plain.grads[label], what=f"gradient of {label}")
+    for label, g in got.grads.items():
+        t, what = tensors[label], f"gradient of {label}"
+        assert (g.dtype, g.device, g.shape) == (t.dtype, t.device, t.shape), what
+        units = UNITS_OF_A_SUM if "." in label and t.shape != first.shape else UNITS
+        assert_accurate(g, want_grads[label], plain.grads[label], units=units, what=what)
     return got
 
 
@@ -161,7 +189,7 @@ def three_ways(
         **{k: to_numpy(t) for k, t in tensors.items()},
         **{k: to_numpy(t) for k, t in noise.items()},
         upstream=[None if g is None else to_numpy(g) for g in upstream],
-        **{k: to_numpy(v) if isinstance(v, Tensor) else v for k, v in options.items()},
+        **oracle_options(tensors, options),
     )
     return got, plain, want
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import fastvae  # noqa: F401
+
 REDUCTIONS = ["sum", "batchmean", "mean", "sample", "none"]
 SCALAR_REDUCTIONS = REDUCTIONS[:3]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -127,8 +129,59 @@ def inputs(
     return tensors if op == "kl_normal" else tensors | {"eps": noise(shape, dtype, device)}
 
 
+WEIGHTS: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
+    "element": lambda shape: shape,
+    "sample": lambda shape: (shape[0], *[1] * len(shape[1:])),
+    "channel": lambda shape: (1, *shape[1:2], *[1] * len(shape[2:])),
+    "event": lambda shape: shape[1:],
+    "scalar": lambda shape: (),
+}
+
+
+def weight(
+    kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: Any = None
+) -> Tensor:
+    """A weight that broadcasts to `shape`, some of it 0."""
+    size = WEIGHTS[kind](shape)
+    rng = np.random.default_rng([3000, *size])
+    values = rng.uniform(0.3, 1.7, size)
+    if size:
+        values = np.where(rng.uniform(size=size) < 0.2, 0, values)
+    return tensor(values, dtype, device)
+
+
 # Layouts. Each function returns a tensor with the shape (and unless it says otherwise, the values) of the one it is
 # given. What lies between the elements is NaN: a kernel that reads it shows.
+
+
+# The functions of csrc/math by themselves
+
+
+def elementary(function: str, *x: np.ndarray) -> np.ndarray:
+    """As the CPU's kernels compute it."""
+    return torch.ops.fastvae.elementary(function, [torch.from_numpy(a) for a in x]).numpy()
+
+
+def random_bits(dtype: type, n: int) -> np.ndarray:
+    """Of all exponents; infinities and NaNs among them."""
+    return np.frombuffer(np.random.default_rng(0).bytes(n * dtype(0).itemsize), dtype).copy()
+
+
+def sums_to_round(dtype: type, n: int) -> list[np.ndarray]:
+    """a, b and c for a b + c: most cancel in part or down to the product's rounding, and some overflow or are subnormal."""
+    rng, info = np.random.default_rng(4), np.finfo(dtype)
+    a, b = rng.normal(size=(2, n)).astype(dtype)
+    c = (-a * b * np.exp2(rng.integers(-60, 60, n)) * rng.choice([1, 1, -1], n)).astype(dtype)
+    c[::3] = -(a * b)[::3]
+    scale = rng.integers(info.minexp // 3, info.maxexp // 3, n)
+    scale[::4] = rng.integers(info.minexp - info.nmant - 5, info.minexp + 5, len(a[::4])) // 2
+    scale[::16] = info.maxexp // 2
+    with np.errstate(over="ignore", under="ignore"):
+        return [
+            np.ldexp(a, scale),
+            np.ldexp(b, scale),
+            np.ldexp(c, 2 * scale).clip(-info.max, info.max),
+        ]
 
 
 def _gap(t: Tensor) -> Tensor:

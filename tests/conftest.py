@@ -31,9 +31,11 @@ CPU_ALONE = {
     "test_determinism",
     "test_devices",
     "test_distributed",
+    "test_elementary",
     "test_examples",
     "test_gpu",
     "test_onnx",
+    "test_likelihoods",
     "test_oracle",
     "test_recipes",
 }

@@ -10,9 +10,19 @@ import hashlib
 import json
 import sys
 
+import numpy as np
 import torch
 from accuracy import evaluate
-from cases import LAYOUTS, SCALAR_REDUCTIONS, images, latents, noise
+from cases import (
+    LAYOUTS,
+    SCALAR_REDUCTIONS,
+    elementary,
+    images,
+    latents,
+    noise,
+    random_bits,
+    sums_to_round,
+)
 from torch import Tensor
 
 import fastvae
@@ -73,6 +83,13 @@ def fingerprints() -> dict[str, str]:
     for name, layout in LAYOUTS.items():
         strided = {k: layout(t) for k, t in latents((4, 6, 5, 35)).items()}
         add(f"{name}", fastvae.sample_and_kl, strided, generator=torch.Generator().manual_seed(2))
+    for real in (np.float32, np.float64):
+        sums = sums_to_round(real, 10_000)
+        bits = random_bits(real, 10_000)
+        for name in ("multiply_add", "exponential", "expm1_minus", "logarithm", "log1p"):
+            result = elementary(name, *(sums if name == "multiply_add" else [bits]))
+            result[np.isnan(result)] = np.nan  # whatever its sign and payload
+            out[f"{name} {real.__name__}"] = digest(torch.from_numpy(result))
     return out
 
 

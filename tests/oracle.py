@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 Array = NDArray[np.longdouble]
 Upstream = Sequence[ArrayLike | None]
@@ -39,30 +41,179 @@ def exp_residual(d: ArrayLike) -> Array:
 # Reductions
 
 
-def reduce(value: Array, reduction: str) -> Array:
+def reduce(value: Array, reduction: str, weight: Array | None = None) -> Array:
+    count = real(value.size)
+    if weight is not None:
+        value, count = np.where(weight == 0, 0, value * weight), weight.sum()
     event = tuple(range(1, value.ndim))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "none": lambda: value,
             "sample": lambda: value.sum(axis=event),
             "sum": lambda: value.sum(),
             "batchmean": lambda: np.divide(value.sum(), real(value.shape[0])),
-            "mean": lambda: np.divide(value.sum(), real(value.size)),
+            "mean": lambda: np.divide(value.sum(), count),
+            "latent": lambda: value.sum(axis=0) / real(value.shape[0]),
+            "channel": lambda: value.sum(axis=(0, *event[1:])) / real(value.shape[0]),
         }[reduction]()
 
 
-def spread(grad: ArrayLike | None, reduction: str, shape: tuple[int, ...]) -> Array:
+def spread(
+    grad: ArrayLike | None, reduction: str, shape: tuple[int, ...], weight: Array | None = None
+) -> Array:
     """The gradient that each element of `shape` gets from the gradient of the reduced value."""
     if grad is None:
         return np.zeros(shape, np.longdouble)
     grad = real(grad)
     if reduction == "sample":
         grad = grad.reshape(-1, *[1] * (len(shape) - 1))
-    elif reduction == "batchmean":
+    elif reduction == "channel":
+        grad = grad.reshape(-1, *[1] * (len(shape) - 2))
+    if reduction in ("batchmean", "latent", "channel"):
         grad = grad / max(shape[0], 1)
     elif reduction == "mean":
-        grad = grad / max(math.prod(shape), 1)
-    return np.broadcast_to(grad, shape)
+        grad = grad / (max(math.prod(shape), 1) if weight is None else weight.sum())
+    return np.broadcast_to(grad if weight is None else grad * weight, shape)
+
+
+def times(grad: Array, derivatives: dict[str, Array], weight: Array | None) -> dict[str, Array]:
+    """Each input's gradient; nothing reaches an element of weight 0."""
+    with np.errstate(invalid="ignore"):
+        products = {name: grad * d for name, d in derivatives.items()}
+    if weight is None:
+        return products
+    return {name: np.where(weight == 0, 0, g) for name, g in products.items()}
+
+
+def summed_to(grad: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of what was broadcast from `shape`."""
+    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+    ones = tuple(i for i, n in enumerate(shape) if n == 1)
+    return grad.sum(axis=ones, keepdims=True) if ones else grad
+
+
+# Likelihoods: the value of an element and its derivatives by the mean (or logit, or log-rate), x, and the parameters.
+
+
+def of_delta(value: Array, slope: Array, **parameters: Array) -> tuple[Array, dict[str, Array]]:
+    return value, {"recon_x": slope, "x": -slope, **parameters}
+
+
+def squared_error(r, x):
+    return of_delta((r - x) ** 2, 2 * (r - x))
+
+
+def gaussian(r, x, logvar=None, full=False):
+    constant = np.log(8 * np.arctan(real(1))) / 2 if full else 0
+    if logvar is None:
+        return of_delta((r - x) ** 2 / 2 + constant, r - x)
+    square = (r - x) ** 2 / np.exp(logvar)
+    value = (logvar + square) / 2 + constant
+    return of_delta(value, (r - x) / np.exp(logvar), logvar=(1 - square) / 2)
+
+
+def l1(r, x):
+    return of_delta(np.abs(r - x), np.sign(r - x))
+
+
+def laplace(r, x, log_scale, full=False):
+    scale, size = np.exp(log_scale), np.abs(r - x)
+    value = log_scale + size / scale + (np.log(real(2)) if full else 0)
+    return of_delta(value, np.sign(r - x) / scale, log_scale=1 - size / scale)
+
+
+def huber(r, x, delta):
+    inside = np.minimum(np.abs(r - x), delta)
+    return of_delta(inside * (np.abs(r - x) - inside / 2), np.sign(r - x) * inside)
+
+
+def charbonnier(r, x, eps):
+    value = np.sqrt((r - x) ** 2 + real(eps) ** 2)
+    return of_delta(value, (r - x) / value)
+
+
+def student_t(r, x, df, log_scale, full=False):
+    scale, df = np.exp(log_scale), real(df)
+    square = ((r - x) / scale) ** 2
+    pull = (df + 1) / (df + square)
+    value = log_scale + (df + 1) / 2 * np.log1p(square / df)
+    value = value - (stats.t.logpdf(0, float(df)) if full else 0)
+    return of_delta(value, pull * (r - x) / scale**2, log_scale=1 - pull * square)
+
+
+def bernoulli(l, x, logits=True):  # noqa: E741
+    if logits:
+        t = np.exp(-np.abs(l))
+        value = np.maximum(l, 0) - l * x + np.log1p(t)
+        return value, {"recon_x": np.where(l < 0, t, 1) / (1 + t) - x, "x": -l}
+    p, yes, no = l, np.log(l), np.log1p(-l)
+    value = -x * np.maximum(yes, -100) - (1 - x) * np.maximum(no, -100)
+    return value, {"recon_x": (p - x) / np.maximum(p * (1 - p), real("1e-12")), "x": no - yes}
+
+
+def continuous_bernoulli(l, x):  # noqa: E741
+    near = np.abs(l) < 1
+    d = np.where(near, l, 1)
+    d = np.where(d == 0, np.sqrt(np.sqrt(np.finfo(np.longdouble).tiny)), d)  # as good as 0
+    residual = exp_residual(d)  # (e^d - 1) / d is 1 + residual / d
+    far = np.where(near, 1, l)
+    size = np.abs(far)
+    a = np.where(near, np.log1p(residual / d), np.maximum(far, 0) + np.log(-np.expm1(-size) / size))
+    slope = np.where(
+        near, (d * d + residual * (d - 1)) / (d * (d + residual)), -1 / np.expm1(-far) - 1 / far
+    )
+    return a - l * x, {"recon_x": slope - x, "x": -l}
+
+
+def poisson(l, x):  # noqa: E741
+    return np.exp(l) - l * x, {"recon_x": np.exp(l) - x, "x": -l}
+
+
+LIKELIHOODS = {
+    "SquaredError": squared_error,
+    "Gaussian": gaussian,
+    "L1": l1,
+    "Laplace": laplace,
+    "Huber": huber,
+    "Charbonnier": charbonnier,
+    "StudentT": student_t,
+    "Bernoulli": bernoulli,
+    "ContinuousBernoulli": continuous_bernoulli,
+    "Poisson": poisson,
+}
+NAMES = {
+    "mse": {"kind": "SquaredError"},
+    "gaussian": {"kind": "Gaussian"},
+    "l1": {"kind": "L1"},
+    "bce_with_logits": {"kind": "Bernoulli"},
+    "bce": {"kind": "Bernoulli", "logits": False},
+    "continuous_bernoulli": {"kind": "ContinuousBernoulli"},
+    "poisson": {"kind": "Poisson"},
+}
+
+
+def activate(l: Array, activation: str | None) -> tuple[Array, Array]:  # noqa: E741
+    """The mean, and its derivative."""
+    t = np.exp(-np.abs(l))
+    if activation == "sigmoid":
+        return np.where(l < 0, t, 1) / (1 + t), t / (1 + t) ** 2
+    if activation == "tanh":
+        return np.tanh(l), (2 * t / (1 + t * t)) ** 2
+    return l, np.ones_like(l)
+
+
+def nll(recon_x: Array, x: Array, likelihood: str | dict[str, Any]) -> tuple[Array, dict]:
+    """`likelihood` is a name, or a dict of the ``kind`` and the fields of an object of `fastvae.likelihoods`."""
+    fields = dict(NAMES[likelihood] if isinstance(likelihood, str) else likelihood)
+    x_scale = real(fields.pop("x_scale", 1))
+    with np.errstate(all="ignore"):
+        mean, slope = activate(recon_x, fields.pop("activation", None))
+        value, derivatives = LIKELIHOODS[fields.pop("kind")](mean, x * x_scale, **fields)
+        return value, {
+            **derivatives,
+            "recon_x": derivatives["recon_x"] * slope,
+            "x": derivatives["x"] * x_scale,
+        }
 
 
 # Ops
@@ -84,19 +235,33 @@ def kl_normal(
     logvar_p: ArrayLike | None = None,
     *,
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
+    weight: ArrayLike | None = None,
     upstream: Upstream,
 ) -> Result:
     mu, logvar = real(mu), real(logvar)
     mean_p = real(0 if mu_p is None else mu_p)
     log_p = real(0 if logvar_p is None else logvar_p)
+    w = None if weight is None else np.broadcast_to(real(weight), mu.shape)
     d, shift, precision = logvar - log_p, mu - mean_p, np.exp(-log_p)
     value = (exp_residual(d) + shift * shift * precision) / 2
-    g = spread(upstream[0], reduction, mu.shape)
-    gradients = {"mu": g * shift * precision, "logvar": g * np.expm1(d) / 2}
+    derivatives = {"mu": shift * precision, "logvar": np.expm1(d) / 2}
     if mu_p is not None:
-        gradients["mu_p"] = -g * shift * precision
-        gradients["logvar_p"] = -g * (np.expm1(d) + shift * shift * precision) / 2
-    return (reduce(value, reduction),), gradients
+        derivatives["mu_p"] = -shift * precision
+        derivatives["logvar_p"] = -(np.expm1(d) + shift * shift * precision) / 2
+    g = spread(upstream[0], reduction, mu.shape, w)
+    if free_bits and free_bits_per == "element":
+        g, value = np.where(value < free_bits, 0, g), np.maximum(value, free_bits)
+    if free_bits and free_bits_per == "latent":
+        sums, least = reduce(value, "none", w).sum(axis=0), real(free_bits) * len(mu)
+        g = np.where(sums < least, 0, g)
+        total = np.maximum(sums, least).sum()
+        with np.errstate(invalid="ignore"):
+            total = np.divide(total, real(1 if reduction == "sum" else len(mu)))
+    else:
+        total = reduce(value, reduction, w)
+    return (total,), times(g, derivatives, w)
 
 
 def sample_and_kl(
@@ -120,14 +285,25 @@ def reconstruction_loss(
     recon_x: ArrayLike,
     x: ArrayLike,
     *,
-    likelihood: str = "mse",
+    likelihood: str | dict[str, Any] = "mse",
     reduction: str = "batchmean",
+    weight: ArrayLike | None = None,
     upstream: Upstream,
+    **parameters: ArrayLike,
 ) -> Result:
-    weight = {"mse": real(1), "gaussian": real(0.5)}[likelihood]
-    error = real(recon_x) - real(x)
-    slope = 2 * weight * error * spread(upstream[0], reduction, error.shape)
-    return (reduce(weight * error * error, reduction),), {"recon_x": slope, "x": -slope}
+    """The likelihood's parameters come as ``likelihood.<field>``, and so do their gradients."""
+    recon_x, x = real(recon_x), real(x)
+    if parameters:
+        likelihood = dict(likelihood) | {k.split(".")[1]: real(v) for k, v in parameters.items()}
+    w = None if weight is None else np.broadcast_to(real(weight), x.shape)
+    value, derivatives = nll(recon_x, x, likelihood)
+    g = spread(upstream[0], reduction, x.shape, w)
+    gradients = times(g, derivatives, w)
+    by_parameters = {
+        k: summed_to(gradients[k.split(".")[1]], np.shape(v)) for k, v in parameters.items()
+    }
+    by_images = {k: gradients[k] for k in ("recon_x", "x")}
+    return (reduce(value, reduction, w),), by_images | by_parameters
 
 
 def vae_loss(
@@ -137,17 +313,32 @@ def vae_loss(
     logvar: ArrayLike,
     *,
     beta: float = 1.0,
-    likelihood: str = "mse",
+    likelihood: str | dict[str, Any] = "mse",
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
+    weight: ArrayLike | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "latent",
     upstream: Upstream,
+    **parameters: ArrayLike,
 ) -> Result:
     d_loss, d_recon, d_kl = (real(0 if g is None else g) for g in upstream)
     (recon,), by_recon = reconstruction_loss(
-        recon_x, x, likelihood=likelihood, reduction=reduction, upstream=[d_loss + d_recon]
+        recon_x,
+        x,
+        likelihood=likelihood,
+        reduction=reduction,
+        weight=weight,
+        upstream=[d_loss + d_recon],
+        **parameters,
     )
     (kl,), by_kl = kl_normal(
-        mu, logvar, reduction=kl_reduction or reduction, upstream=[real(beta) * d_loss + d_kl]
+        mu,
+        logvar,
+        reduction=kl_reduction or reduction,
+        free_bits=free_bits,
+        free_bits_per=free_bits_per,
+        upstream=[real(beta) * d_loss + d_kl],
     )
     return (recon + real(beta) * kl, recon, kl), by_recon | by_kl
 

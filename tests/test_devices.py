@@ -12,9 +12,9 @@ from cases import latents, noise
 
 # These serve such devices, and torch.onnx.export.
 OPS = {
-    "kl_normal_for_compiler": (None, None, "sample"),
-    "reparameterize_for_compiler": (noise((3, 5)),),
-    "sample_and_kl_for_compiler": (None, None, "mean", noise((3, 5))),
+    "elementwise_loss_composed": (None, None, None, 0, None, 0, 3),
+    "reparameterize_composed": (noise((3, 5)),),
+    "sample_and_kl_composed": (None, None, noise((3, 5)), None, 0, 2),
 }
 
 

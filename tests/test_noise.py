@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -42,7 +43,6 @@ def test_known_answers(counter, key, words):
 
 
 def assert_is_noise(got: torch.Tensor, want: oracle.Array) -> None:
-    """CPU and CUDA may differ by 1e-6 max(1, |eps|), so each may be half of that from the truth."""
     tolerance = {torch.float64: 2e-15, torch.float32: 5e-7}.get(
         got.dtype, torch.finfo(got.dtype).eps
     )
@@ -51,6 +51,57 @@ def assert_is_noise(got: torch.Tensor, want: oracle.Array) -> None:
     assert error[worst] <= tolerance, (
         f"element {worst}: got {got.ravel()[worst]!r}, want {want[worst]!r}"
     )
+
+
+# seed, offset, start; the bits of the first elements, and a digest of 100,003 of them
+KNOWN_NORMALS = [
+    (torch.float32, 0, 0, 0, "3F7DBB33 BF6CB6B0 BF1E1B9E BEF6D1B1", "cf086d356d899b48"),
+    (torch.float32, 42, 7, 1, "BF51494E BF289034 3F9101BF BEA841A0", "2a28bafd9408ad84"),
+    (
+        torch.float32,
+        -1,
+        2**40 + 3,
+        2**34 - 6,
+        "3E77F5F0 BD7CB049 3EFD939C 400F6627",
+        "dea2ead4c50aa6a3",
+    ),
+    (torch.float32, 0, 0, 4 * 900933047, "3F3F4650 C0CB6115 BEE552E9 BD87A803", "9d9a64dbfffa94bd"),
+    (
+        torch.float64,
+        0,
+        0,
+        0,
+        "BFD973628C131C05 BFD3DD84FF91E70B 3FF63083C830BEA5 3FD511D43E0F2703",
+        "cc6d3c02285a1167",
+    ),
+    (
+        torch.float64,
+        42,
+        7,
+        1,
+        "3FD9F4B6F89E4931 3FE493E12D59BBAB 3FF3E65CF6167AD3 3FC4AE53C0F8F8E1",
+        "7a33429a779df384",
+    ),
+    (
+        torch.float64,
+        -1,
+        2**40 + 3,
+        2**34 - 6,
+        "3FFE8E8E22094DCD 3FB7F6DA1EE84A82 BFE52A9475F7D8CA BFE01218A241AE5E",
+        "8fc9d71c7c628eaa",
+    ),
+]
+
+
+@pytest.mark.parametrize(("dtype", "seed", "offset", "start", "bits", "digest"), KNOWN_NORMALS)
+def test_known_bits(dtype, seed, offset, start, bits, digest, device):
+    """Of every CPU and every GPU. A change of these is another noise: users' runs give other numbers."""
+    normals = philox_normal(
+        100_003, seed=seed, offset=offset, start=start, dtype=dtype, device=device
+    )
+    words = normals[:4].cpu().numpy().view(f"u{dtype.itemsize}")
+    assert [f"{w:0{2 * dtype.itemsize}X}" for w in words] == bits.split()
+    assert hashlib.sha256(normals.cpu().numpy().tobytes()).hexdigest().startswith(digest)
 
 
 SEEDS = [0, 1, 42, 2**32, 2**63 - 1, -1, -(2**63), 0x0123456789ABCDEF]

@@ -6,8 +6,10 @@ import mpmath
 import numpy as np
 import oracle
 import pytest
-from accuracy import OUTPUTS, to_numpy, varied
+import torch
+from accuracy import OUTPUTS, for_the_oracle, to_numpy, varied
 from cases import REDUCTIONS, inputs
+from likelihoods_table import ROWS
 from scipy import stats
 
 DIGITS = 4 * float(np.finfo(np.longdouble).eps)
@@ -38,6 +40,13 @@ CASES += [
     ("vae_loss", {"reduction": "sum", "kl_reduction": "mean", "beta": 0.3}),
     ("vae_loss", {"reduction": "sample"}),
 ]
+WEIGHT = oracle.real([[0.0, 1.3, 0.4, 1.0], [0.7, 0.0, 2.0, 0.1], [1.0, 1.0, 0.0, 0.2]])
+CASES += [("kl_normal", {"reduction": r, "weight": WEIGHT}) for r in ("mean", "latent", "none")]
+CASES += [("kl_normal", {"reduction": r, "free_bits": 1.1}) for r in ("sum", "batchmean")]
+CASES += [("kl_normal", {"free_bits": 1.1, "weight": WEIGHT})]
+CASES += [("kl_normal", {"reduction": "mean", "free_bits": 1.1, "free_bits_per": "element"})]
+CASES += [("reconstruction_loss", {"reduction": r, "weight": WEIGHT}) for r in ("mean", "channel")]
+CASES += [("vae_loss", {"beta": 0.3, "free_bits": 1.1, "weight": WEIGHT})]
 
 
 @pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior"])
@@ -45,10 +54,28 @@ CASES += [
 def test_gradients_are_those_of_the_values(name, options, prior):
     if prior and name not in ("kl_normal", "sample_and_kl"):
         prior = False
-    arrays = {
-        k: to_numpy(t)
-        for k, t in inputs(name, (3, 4), **({"prior": True} if prior else {})).items()
-    }
+    assert_gradients(name, inputs(name, (3, 4), **({"prior": True} if prior else {})), options)
+
+
+LIKELIHOODS = [(n, {}) for n in ROWS] + [("laplace", {"activation": "tanh", "x_scale": 0.3})]
+LIKELIHOODS += [("gaussian_logvar", {"activation": "sigmoid", "full": True})]
+
+
+@pytest.mark.parametrize("parameters", ["element", "channel", "scalar"])
+@pytest.mark.parametrize(("name", "options"), LIKELIHOODS, ids=str)
+def test_gradients_of_likelihoods(name, options, parameters):
+    row = ROWS[name]
+    likelihood = for_the_oracle(row.make(**dict.fromkeys(row.parameters, 0.0), **options))
+    tensors = row.tensors((3, 4), torch.float64, parameters=parameters)
+    assert_gradients(
+        "reconstruction_loss",
+        tensors,
+        {"likelihood": likelihood, "weight": WEIGHT, "reduction": "mean"},
+    )
+
+
+def assert_gradients(name, tensors, options):
+    arrays = {k: to_numpy(t) for k, t in tensors.items()}
     op = getattr(oracle, name)
     outputs, _ = op(**arrays, upstream=[None] * len(OUTPUTS[name]), **options)
     upstream = [to_numpy(varied(o.shape, None, low=0.2 + i)) for i, o in enumerate(outputs)]

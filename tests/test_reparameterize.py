@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accuracy import check, drawn, evaluate
+from accuracy import check, drawn, evaluate, noise_seed
 from cases import (
     DTYPES,
     EMPTY_SHAPES,
     HALVES,
     MIXED,
     SHAPES,
+    elementary,
     latents,
     mixed_latents,
     noise,
@@ -18,6 +19,7 @@ from cases import (
 )
 
 from fastvae import reparameterize
+from fastvae.random import philox_normal
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,6 +41,19 @@ def test_latents_of_two_dtypes(dtypes, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_with_its_own_noise(shape, dtype, device):
     check("reparameterize", latents(shape, dtype, device), seed=11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_device_makes_the_same_bits(dtype, device):
+    """Those of the CPU's own functions, one by one."""
+    mu, logvar = latents((5, 4099), dtype).values()
+    logvar = logvar * 30
+    eps = philox_normal(5, 4099, seed=noise_seed(11, device), dtype=dtype, device="cpu")
+    sigma = elementary("exponential", logvar.numpy() / 2)
+    generator = torch.Generator(device).manual_seed(11)
+    z = reparameterize(mu.to(device), logvar.to(device), generator=generator)
+    want = elementary("multiply_add", sigma, eps.numpy(), mu.numpy())
+    assert torch.equal(z.cpu(), torch.from_numpy(want))
 
 
 @pytest.mark.parametrize("shape", EMPTY_SHAPES, ids=str)

@@ -3,6 +3,8 @@
 // through a buffer in the first-level cache. Nothing is ever copied whole.
 #pragma once
 
+#include <type_traits>
+
 #include "../kernels.h"
 #include "vec.h"
 
@@ -22,6 +24,11 @@ struct Float16 {
 // is kept), but for subnormal halves, which a float addition lines up.
 FASTVAE_INLINE float widen(float x) { return x; }
 FASTVAE_INLINE double widen(double x) { return x; }
+FASTVAE_INLINE uint8_t widen(uint8_t x) { return x; }  // integers are rounded once, to the arithmetic's type
+FASTVAE_INLINE int8_t widen(int8_t x) { return x; }
+FASTVAE_INLINE int16_t widen(int16_t x) { return x; }
+FASTVAE_INLINE int32_t widen(int32_t x) { return x; }
+FASTVAE_INLINE int64_t widen(int64_t x) { return x; }
 FASTVAE_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 FASTVAE_INLINE float widen(Float16 x) {
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
@@ -117,17 +124,35 @@ FASTVAE_INLINE void for_each_run(const View& view, int64_t i, int n, Visit visit
 template <class T>
 constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
 
+// What may be written; what may be read, besides: integers.
 template <class Visit>
-FASTVAE_INLINE void with_type(DType dtype, Visit visit) {
+FASTVAE_INLINE void with_float_type(DType dtype, Visit visit) {
   switch (dtype) {
-    case DType::float32:
-      return visit(float());
     case DType::float64:
       return visit(double());
     case DType::bfloat16:
       return visit(BFloat16());
     case DType::float16:
       return visit(Float16());
+    default:
+      return visit(float());
+  }
+}
+template <class Visit>
+FASTVAE_INLINE void with_type(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::uint8:
+      return visit(uint8_t());
+    case DType::int8:
+      return visit(int8_t());
+    case DType::int16:
+      return visit(int16_t());
+    case DType::int32:
+      return visit(int32_t());
+    case DType::int64:
+      return visit(int64_t());
+    default:
+      return with_float_type(dtype, visit);
   }
 }
 
@@ -137,40 +162,41 @@ FASTVAE_INLINE void prefetch(const void* from, size_t bytes) {
 }
 
 template <class T>
-class Input {
+class Reader {
  public:
-  explicit Input(const View& view) : view_(view) {}
-  explicit operator bool() const { return view_.data != nullptr; }
+  Reader() = default;
+  explicit Reader(const View& view) { open(view); }
+  void open(const View& view) { view_ = &view; }
 
   // The elements [i, i + n), and zeros up to a whole vector. Valid until the next call.
   const T* read(int64_t i, int n) {
-    if (view_.data == nullptr) return nullptr;
-    if (view_.dims == 1 && view_.stride[0] == 1 && view_.dtype == kDType<T> && n % kAlign == 0)
-      return static_cast<const T*>(view_.data) + i;
+    if (view_->data == nullptr) return nullptr;
+    if (view_->dims == 1 && view_->stride[0] == 1 && view_->dtype == kDType<T> && n % kAlign == 0)
+      return static_cast<const T*>(view_->data) + i;
     return gather(i, n);
   }
 
  private:
   __attribute__((noinline)) const T* gather(int64_t i, int n) {
-    const bool constant = view_.dims == 1 && view_.stride[0] == 0;
+    const bool constant = view_->dims == 1 && view_->stride[0] == 0;
     if (constant && filled_) return buffer_;
     filled_ = constant;
     if (constant) n = kBlock;
     const T* direct = nullptr;
-    with_type(view_.dtype, [&](auto type) {
+    with_type(view_->dtype, [&](auto type) {
       using Stored = decltype(type);
-      const Stored* data = static_cast<const Stored*>(view_.data);
-      const int64_t step = view_.stride[view_.dims - 1];
+      const Stored* data = static_cast<const Stored*>(view_->data);
+      const int64_t step = view_->stride[view_->dims - 1];
       if (constant) {
         const T x = static_cast<T>(widen(data[0]));
         for (int j = 0; j < kBlock; ++j) buffer_[j] = x;
         return;
       }
-      for_each_run(view_, i, n, [&](int done, int64_t offset, int run) {
+      for_each_run(*view_, i, n, [&](int done, int64_t offset, int run) {
         const Stored* from = data + offset;
         T* to = buffer_ + done;
         if (step == 1) {
-          if constexpr (sizeof(Stored) == sizeof(T)) {
+          if constexpr (std::is_same_v<Stored, T>) {
             if (run == n && n % kAlign == 0) {
               direct = from;
               return;
@@ -188,7 +214,7 @@ class Input {
     return buffer_;
   }
 
-  const View& view_;
+  const View* view_ = nullptr;
   bool filled_ = false;
   alignas(64) T buffer_[kBlock];
 };
@@ -198,32 +224,44 @@ class Input {
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
 
 template <class T>
-class Output {
+class Writer {
  public:
-  explicit Output(const View& view) : view_(view) {
+  Writer() = default;
+  explicit Writer(const View& view) { open(view); }
+  Writer(const View& view, double*& folds) { open(view, folds); }
+  // A folded result adds up in `folds`, which then points behind its sums.
+  void open(const View& view, double*& folds) {
+    open(view);
+    const int64_t size = folded_size(view);
+    if (size == 0) return;
+    fold_ = folds;
+    folds += size;
+    plain_ = streamed_ = false;
+  }
+  void open(const View& view) {
+    view_ = &view;
     if (view.data == nullptr) return;
     plain_ = view.dims == 1 && view.stride[0] == 1 && view.dtype == kDType<T>;
     streamed_ = plain_ && sizeof(T) == 4 && view.size[0] * int64_t(sizeof(T)) >= kStreamedBytes &&
                 reinterpret_cast<uintptr_t>(view.data) % 64 == 0;
   }
-  ~Output() {
+  ~Writer() {
     if (streamed_) fence();
   }
-  explicit operator bool() const { return view_.data != nullptr; }
-
   // Where to write the elements [i, i + n), up to a whole vector; flush() must follow. nullptr if the output is absent.
   T* write(int64_t i, int n) {
-    if (view_.data == nullptr) return nullptr;
+    if (view_->data == nullptr) return nullptr;
     i_ = i;
     n_ = n;
     direct_ = plain_ && !streamed_ && n % kAlign == 0;
-    return direct_ ? static_cast<T*>(view_.data) + i : buffer_;
+    return direct_ ? static_cast<T*>(view_->data) + i : buffer_;
   }
   void flush() {
-    if (view_.data == nullptr || direct_) return;
+    if (view_->data == nullptr || direct_) return;
+    if (fold_ != nullptr) return fold();
     if constexpr (sizeof(T) == 4) {
       if (streamed_ && n_ % kAlign == 0 && i_ % kAlign == 0) {
-        float* to = static_cast<float*>(view_.data) + i_;
+        float* to = static_cast<float*>(view_->data) + i_;
         for (int j = 0; j < n_; j += Vec<float>::kLanes) stream(to + j, Vec<float>::load(buffer_ + j));
         return;
       }
@@ -232,12 +270,30 @@ class Output {
   }
 
  private:
+  // In an order that depends on the view and the block alone.
+  __attribute__((noinline)) void fold() {
+    const int64_t step = view_->stride[view_->dims - 1];
+    for_each_run(*view_, i_, n_, [&](int done, int64_t offset, int run) {
+      const T* from = buffer_ + done;
+      if (step != 0) {
+        for (int j = 0; j < run; ++j) fold_[offset + j * step] += static_cast<double>(from[j]);
+        return;
+      }
+      double part[8] = {};
+      int j = 0;
+      for (; j + 8 <= run; j += 8)
+        for (int k = 0; k < 8; ++k) part[k] += static_cast<double>(from[j + k]);
+      for (; j < run; ++j) part[0] += static_cast<double>(from[j]);
+      fold_[offset] += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    });
+  }
+
   __attribute__((noinline)) void scatter() {
-    with_type(view_.dtype, [&](auto type) {
+    with_float_type(view_->dtype, [&](auto type) {
       using Stored = decltype(type);
-      const int64_t step = view_.stride[view_.dims - 1];
-      for_each_run(view_, i_, n_, [&](int done, int64_t offset, int run) {
-        Stored* to = static_cast<Stored*>(view_.data) + offset;
+      const int64_t step = view_->stride[view_->dims - 1];
+      for_each_run(*view_, i_, n_, [&](int done, int64_t offset, int run) {
+        Stored* to = static_cast<Stored*>(view_->data) + offset;
         const T* from = buffer_ + done;
         if (step == 1) {
           narrow(from, to, run);
@@ -248,7 +304,8 @@ class Output {
     });
   }
 
-  const View& view_;
+  const View* view_ = nullptr;
+  double* fold_ = nullptr;
   int64_t i_ = 0;
   int n_ = 0;
   bool plain_ = false, streamed_ = false, direct_ = false;

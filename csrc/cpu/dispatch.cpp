@@ -18,6 +18,7 @@ constexpr int64_t kChunk = 4096;
 constexpr int64_t kShortEvent = 512;  // up to this length a kernel sums events by itself
 // Chunks that are worth a thread: a streaming pass moves several elements in the time that one normal takes.
 constexpr int64_t kStreamingGrain = 8, kNoiseGrain = 2;
+constexpr int64_t kMostSlabs = 16;
 
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
@@ -31,41 +32,102 @@ const Kernels& kernels() {
   return chosen;
 }
 
-void write(void* data, bool float64, int64_t i, double x) {
-  if (float64) {
-    static_cast<double*>(data)[i] = x;
-  } else {
-    static_cast<float*>(data)[i] = static_cast<float>(x);
+DType dtype_of(const Sums& sums) { return sums.float64 ? DType::float64 : DType::float32; }
+
+void write(void* data, DType dtype, int64_t i, double x) {
+  switch (dtype) {
+    case DType::float64:
+      static_cast<double*>(data)[i] = x;
+      return;
+    case DType::bfloat16:
+      static_cast<c10::BFloat16*>(data)[i] = static_cast<float>(x);
+      return;
+    case DType::float16:
+      static_cast<c10::Half*>(data)[i] = static_cast<float>(x);
+      return;
+    default:
+      static_cast<float*>(data)[i] = static_cast<float>(x);
   }
 }
-double read(const void* data, bool float64, int64_t i) {
-  return float64 ? static_cast<const double*>(data)[i] : static_cast<double>(static_cast<const float*>(data)[i]);
-}
-void put(const Sums& sums, int64_t i, double sum) { write(sums.data, sums.float64, i, sum / sums.divisor); }
 
-double value_of(const Number& number) {
+double value_of(const Number& number, int64_t i = 0) {
   if (number.data == nullptr) return 1;
   switch (number.dtype) {
     case DType::float64:
-      return *static_cast<const double*>(number.data);
+      return static_cast<const double*>(number.data)[i];
     case DType::bfloat16:
-      return *static_cast<const c10::BFloat16*>(number.data);
+      return static_cast<const c10::BFloat16*>(number.data)[i];
     case DType::float16:
-      return *static_cast<const c10::Half*>(number.data);
+      return static_cast<const c10::Half*>(number.data)[i];
     default:
-      return *static_cast<const float*>(number.data);
+      return static_cast<const float*>(number.data)[i];
   }
 }
 
-// Calls kernel(args, event, begin, end, sums) for all of [0, numel).
-template <class Args>
-void run(void (*kernel)(const Args&, int64_t, int64_t, int64_t, double*), Args args, int64_t numel, const Sums& sums,
-         int64_t grain) {
+void put(const Sums& sums, int64_t i, double sum) {
+  write(sums.data, dtype_of(sums), i, sum / sums.divisor / value_of(sums.divisor_at));
+}
+
+int64_t chunks_of(int64_t elements) { return (elements + kChunk - 1) / kChunk; }
+
+// Writes a folded result, whose sums are in `folds`, one row for each slab.
+void put_folded(const View& view, const PassArgs& args, bool is_value, const std::vector<double>& folds, int64_t slabs,
+                int64_t row, int64_t first) {
+  // The upstream gradient comes after the rounding of a gradient that may have been kept.
+  const double upstream = args.may_be_kept && !is_value && args.upstream.data != nullptr
+                              ? value_of({args.upstream.data, args.upstream.dtype})
+                              : 1;
+  const double divisor = is_value ? args.sums.divisor * value_of(args.sums.divisor_at) : 1;
+  for (int64_t i = 0; i < folded_size(view); ++i) {
+    double sum = 0;
+    for (int64_t s = 0; s < slabs; ++s) sum += folds[s * row + first + i];
+    write(view.data, view.dtype, i, sum / divisor);
+    if (upstream != 1) write(view.data, view.dtype, i, value_of({view.data, view.dtype}, i) * upstream);
+  }
+}
+
+// Folded results: a slab is a range of chunks whose sums one thread adds up in an order of its own; few slabs, since
+// each has a copy of the results.
+void run_folded(const PassArgs& args, int64_t folded, int64_t grain) {
+  const int64_t chunks = chunks_of(args.numel);
+  const int64_t slabs = std::max<int64_t>(1, std::min({chunks, kMostSlabs, args.numel / (2 * folded)}));
+  std::vector<double> folds(slabs * folded), sums(chunks);
+  at::parallel_for(
+      0, slabs, std::max<int64_t>(1, grain * slabs / std::max<int64_t>(chunks, 1)), [&](int64_t from, int64_t to) {
+        for (int64_t s = from; s < to; ++s) {
+          for (int64_t c = s * chunks / slabs; c < (s + 1) * chunks / slabs; ++c) {
+            kernels().pass(args, 0, c * kChunk, std::min((c + 1) * kChunk, args.numel), &sums[c], &folds[s * folded]);
+          }
+        }
+      });
+  if (args.sums.data != nullptr) {
+    double sum = 0;
+    for (const double one : sums) sum += one;
+    put(args.sums, 0, sum);
+  }
+  int64_t first = 0;
+  for (const View& d : args.d) {
+    put_folded(d, args, false, folds, slabs, folded, first);
+    first += folded_size(d);
+  }
+  put_folded(args.value, args, true, folds, slabs, folded, first);
+}
+
+}  // namespace
+
+void pass(const PassArgs& given) {
+  PassArgs args = given;
+  const Sums& sums = args.sums;
+  args.scale *= value_of(args.scale_at) / value_of(sums.divisor_at);
+  const bool draws = (args.z.data != nullptr || args.dz.data != nullptr) && args.eps.data == nullptr;
+  const int64_t grain = draws ? kNoiseGrain : kStreamingGrain, numel = args.numel;
+  int64_t folded = folded_size(args.value);
+  for (const View& d : args.d) folded += folded_size(d);
+  if (folded > 0) return run_folded(args, folded, grain);
   if (numel == 0) {
     for (int64_t i = 0; sums.data != nullptr && i < sums.count; ++i) put(sums, i, 0);
     return;
   }
-  args.scale *= value_of(args.weight);
   const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
   if (sums.event > 0 && sums.event <= kShortEvent) {
     const int64_t events = numel / sums.event,
@@ -74,16 +136,16 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, int64_t, double*), Args a
       double local[kShortEvent];
       for (int64_t first = from * per_chunk; first < std::min(to * per_chunk, events); first += per_chunk) {
         const int64_t last = std::min(first + per_chunk, events);
-        kernel(args, sums.event, first * sums.event, last * sums.event, local);
+        kernels().pass(args, sums.event, first * sums.event, last * sums.event, local, nullptr);
         for (int64_t e = first; e < last; ++e) put(sums, e, local[e - first]);
       }
     });
     return;
   }
-  const int64_t count = numel / length, chunks = (length + kChunk - 1) / kChunk;
+  const int64_t count = numel / length, chunks = chunks_of(length);
   if (count * chunks == 1) {
     double sum = 0;
-    kernel(args, 0, 0, numel, &sum);
+    kernels().pass(args, 0, 0, numel, &sum, nullptr);
     if (sums.data != nullptr) put(sums, 0, sum);
     return;
   }
@@ -91,7 +153,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, int64_t, double*), Args a
   at::parallel_for(0, count * chunks, grain, [&](int64_t from, int64_t to) {
     for (int64_t c = from; c < to; ++c) {
       const int64_t start = c / chunks * length, begin = start + c % chunks * kChunk;
-      kernel(args, 0, begin, std::min(begin + kChunk, start + length), &partial[c]);
+      kernels().pass(args, 0, begin, std::min(begin + kChunk, start + length), &partial[c], nullptr);
     }
   });
   if (sums.data == nullptr) return;
@@ -102,32 +164,22 @@ void run(void (*kernel)(const Args&, int64_t, int64_t, int64_t, double*), Args a
   }
 }
 
-}  // namespace
-
-void reconstruction(const ReconstructionArgs& args, int64_t numel, const Sums& sums) {
-  run(kernels().reconstruction, args, numel, sums, kStreamingGrain);
-}
-
-void latent(const LatentArgs& args, int64_t numel, const Sums& sums) {
-  const bool draws = (args.z.data != nullptr || args.dz.data != nullptr) && args.eps.data == nullptr;
-  run(kernels().latent, args, numel, sums, draws ? kNoiseGrain : kStreamingGrain);
-}
-
 void normal(const NormalArgs& args, int64_t numel) {
   at::parallel_for(0, (numel + kChunk - 1) / kChunk, kNoiseGrain, [&](int64_t from, int64_t to) {
     kernels().normal(args, from * kChunk, std::min(to * kChunk, numel));
   });
 }
 
-void objective(const ReconstructionArgs& recon_args, int64_t recon_numel, const Sums& recon, const LatentArgs& kl_args,
-               int64_t kl_numel, const Sums& kl, const Combination& combination) {
-  reconstruction(recon_args, recon_numel, recon);
-  latent(kl_args, kl_numel, kl);
+void objective(const PassArgs& recon, const PassArgs& kl, const Combination& combination) {
+  pass(recon);
+  pass(kl);
   if (combination.loss == nullptr) return;
+  const DType dtype = combination.float64 ? DType::float64 : DType::float32;
   const double beta = combination.beta * value_of(combination.weight);
-  for (int64_t i = 0; i < recon.count; ++i)
-    write(combination.loss, combination.float64, i,
-          read(recon.data, recon.float64, i) + beta * read(kl.data, kl.float64, i));
+  for (int64_t i = 0; i < recon.sums.count; ++i) {
+    write(combination.loss, dtype, i,
+          value_of({recon.sums.data, dtype_of(recon.sums)}, i) + beta * value_of({kl.sums.data, dtype_of(kl.sums)}, i));
+  }
 }
 
 void scale(const ScaleArgs& args) {

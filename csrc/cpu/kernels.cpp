@@ -1,9 +1,12 @@
-// The fused loops: which tensors a pass reads and writes. The formulas are math/'s, the way through memory is
-// blocks.h's. Compiled once for each instruction set; FASTVAE_ISA and FASTVAE_KERNELS name this copy.
+// The fused loops: one pass for every formula, and the noise. The way through memory is blocks.h's. Compiled once for
+// each instruction set; FASTVAE_ISA and FASTVAE_KERNELS name this copy.
 #include "kernels.h"
 
-#include "../math/gaussian.h"
-#include "../math/likelihood.h"
+#include <utility>
+
+#include "../formulas/element.h"
+#include "../formulas/list.h"
+#include "../formulas/sample.h"
 #include "blocks.h"
 #include "noise.h"
 
@@ -79,12 +82,15 @@ void sum_events(const T* value, int n, int64_t event, double* sums) {
 template <class T>
 class Gradient {
  public:
-  Gradient(double scale, const View& tensor, bool may_be_kept)
-      : scale_(static_cast<T>(scale)), round_(may_be_kept && tensor.dtype == DType::bfloat16) {}
+  Gradient() = default;
+  Gradient(const PassArgs& args, const View& tensor)
+      : scale_(static_cast<T>(args.scale)),
+        round_(args.may_be_kept && tensor.dtype == DType::bfloat16),
+        later_(args.may_be_kept && folded_size(tensor) > 0) {}
 
   FASTVAE_INLINE Vec<T> operator()(Vec<T> derivative, const T* upstream) const {
     Vec<T> g = scale_ * derivative;
-    if (upstream != nullptr) {
+    if (upstream != nullptr && !later_) {
       if (round_) g = rounded(g);
       g = g * Vec<T>::load(upstream);
     }
@@ -101,26 +107,116 @@ class Gradient {
   }
 
   Vec<T> scale_;
-  bool round_;
+  bool round_ = false;
+  bool later_ = false;  // the upstream gradient multiplies the sum of a folded one (dispatch.cpp)
 };
 
-// Runs a pass over the blocks of [begin, end): pass(i, n, values, sum) computes the elements [i, i + n), adds their
-// values to sum and stores them to `values` unless it is nullptr.
-template <class T, class Pass>
-FASTVAE_INLINE void for_each_block(const LossArgs& args, int64_t event, int64_t begin, int64_t end, double* sums,
-                                   Pass pass) {
-  Output<T> value(args.value);
+// Stands for the formula of a pass that only samples: mu and logvar, no loss.
+struct NoLoss : Formula {
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}};
+};
+
+template <class V>
+Extras<V> extras_of(const PassArgs& args) {
+  using S = ScalarOf<V>;
+  Extras<V> extras;
+  for (int i = 0; i < kMaxNumbers; ++i) extras.number[i] = V(static_cast<S>(args.numbers[i]));
+  extras.activation = static_cast<Activation>(args.activation);
+  extras.has_scale = args.x_scale != 1;
+  extras.has_constant = args.constant != 0;
+  extras.has_floor = args.floor > 0;
+  extras.x_scale = V(static_cast<S>(args.x_scale));
+  extras.constant = V(static_cast<S>(args.constant));
+  extras.floor = V(static_cast<S>(args.floor));
+  return extras;
+}
+
+// The elements [begin, end). kExtras: any of element.h's extras, so that the others' loop is without them.
+template <class T, class F, bool kSample, bool kGradient, bool kExtras>
+void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, double* sums, double* folds) {
+  using V = Vec<T>;
+  constexpr int N = kInputsOf<F>;
+  constexpr bool kLoss = !std::is_same_v<F, NoLoss>;
+  Reader<T> in[N], weight(args.weight), upstream(args.upstream), given(args.eps), dz(args.dz);
+  Writer<T> d[N], value(args.value, folds), z(args.z), d_eps(args.d_eps);
+  Gradient<T> gradient[N];
+  for (int k = 0; k < N; ++k) {
+    in[k].open(args.in[k]);
+    d[k].open(args.d[k], folds);
+    gradient[k] = Gradient<T>(args, args.d[k]);
+  }
+  const Extras<V> extras = extras_of<V>(args);
+  const V lanes = lane_numbers<T>();
+  const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
+  alignas(64) T noise[kBlock], values[kBlock];
   Sum<T> sum;
-  alignas(64) T buffer[kBlock];
-  const int whole_events = event > 0 ? static_cast<int>(kBlock / event * event) : kBlock;
+  const int most = event > 0 ? static_cast<int>(kBlock / event * event) : kBlock;
   for (int64_t i = begin; i < end;) {
-    int n = end - i < whole_events ? static_cast<int>(end - i) : whole_events;
+    int n = end - i < most ? static_cast<int>(end - i) : most;
     if (event == 0 && n > kAlign) n -= n % kAlign;  // leaves a ragged end to a block of its own
+    const T *from[N], *up = upstream.read(i, n), *w = weight.read(i, n), *g_z = dz.read(i, n), *eps = nullptr;
+    T *to[N], *to_value = event > 0 ? values : value.write(i, n), *to_z = z.write(i, n), *to_eps = d_eps.write(i, n);
+    for (int k = 0; k < N; ++k) {
+      from[k] = in[k].read(i, n);
+      to[k] = d[k].write(i, n);
+    }
+    if constexpr (kSample) {
+      eps = given.read(i, n);
+      if (eps == nullptr) {
+        fill_normal(seed, offset, static_cast<uint64_t>(i), n, noise);
+        eps = noise;
+      }
+    }
     sum.begin_block();
-    pass(i, n, event > 0 ? buffer : value.write(i, n), sum);
+    for_each_vector<T, N == 2 && !kSample && !kExtras>(n, [&](int j) __attribute__((always_inline)) {
+      V x[N], g[N];
+      for (int k = 0; k < N; ++k) {
+        if (kLoss || k == 1 || !kGradient) x[k] = V::load(from[k] + j);
+        g[k] = V(0);
+      }
+      V sigma(0), variance(0);
+      if constexpr (kSample) {
+        sigma = standard_deviation(x[1]);
+        variance = sigma * sigma;
+      }
+      if constexpr (kLoss) {
+        Terms<V, N> terms;
+        if constexpr (kExtras) {
+          V weight_here;
+          if (w != nullptr) weight_here = V::load(w + j);
+          terms = element<F>(x, extras, w == nullptr ? nullptr : &weight_here, kSample ? &variance : nullptr);
+        } else {
+          terms = at<F>(x, extras.number, kSample ? &variance : nullptr);
+        }
+        if (to_value != nullptr) terms.value.store(to_value + j);
+        if (j + V::kLanes > n) terms.value = select(lanes < V(static_cast<T>(n - j)), terms.value, V(0));
+        sum.add(j, terms.value);
+        if constexpr (kGradient) {
+          for (int k = 0; k < N; ++k) {
+            if (to[k] == nullptr) continue;
+            g[k] = gradient[k](terms.d[k], up == nullptr ? nullptr : up + j);
+            if (!kSample || k > 1) g[k].store(to[k] + j);
+          }
+        }
+      }
+      if constexpr (kSample) {
+        const V e = V::load(eps + j);
+        if constexpr (kGradient) {
+          const V g_here = V::load(g_z + j);
+          if (to[0] != nullptr) (g_here + g[0]).store(to[0] + j);
+          if (to[1] != nullptr) (g_here * sample_d_logvar(sigma, e) + g[1]).store(to[1] + j);
+          if (to_eps != nullptr) (g_here * sigma).store(to_eps + j);
+        } else {
+          sample(x[0], sigma, e).store(to_z + j);
+        }
+      }
+    });
     sum.end_block();
+    for (int k = 0; k < N; ++k) d[k].flush();
+    z.flush();
+    d_eps.flush();
     if (event > 0) {
-      sum_events(buffer, n, event, sums + (i - begin) / event);
+      sum_events(values, n, event, sums + (i - begin) / event);
     } else {
       value.flush();
     }
@@ -129,155 +225,51 @@ FASTVAE_INLINE void for_each_block(const LossArgs& args, int64_t event, int64_t 
   if (event == 0 && sums != nullptr) *sums = sum.total();
 }
 
-template <class T, class Nll>
-void reconstruction_as(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  using V = Vec<T>;
-  Input<T> recon_x(args.recon_x), x(args.x), upstream(args.upstream);
-  Output<T> d_recon_x(args.d_recon_x), d_x(args.d_x);
-  const Gradient<T> gradient_recon_x(args.scale, args.d_recon_x, args.may_be_kept),
-      gradient_x(args.scale, args.d_x, args.may_be_kept);
-  const V lanes = lane_numbers<T>();
-  for_each_block<T>(args, event, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
-    const T *from_recon_x = recon_x.read(i, n), *from_x = x.read(i, n), *up = upstream.read(i, n);
-    T *to_recon_x = d_recon_x.write(i, n), *to_x = d_x.write(i, n);
-    for_each_vector<T, true>(n, [&](int j) __attribute__((always_inline)) {
-      const V r = V::load(from_recon_x + j), t = V::load(from_x + j);
-      V value = Nll::value(r, t);
-      if (values != nullptr) value.store(values + j);
-      if (j + V::kLanes > n) value = select(lanes < V(static_cast<T>(n - j)), value, V(0));
-      sum.add(j, value);
-      const T* u = up == nullptr ? nullptr : up + j;
-      if (to_recon_x != nullptr) gradient_recon_x(Nll::d_recon_x(r, t), u).store(to_recon_x + j);
-      if (to_x != nullptr) gradient_x(Nll::d_x(r, t), u).store(to_x + j);
-    });
-    d_recon_x.flush();
-    d_x.flush();
-  });
-}
+using PassKernel = void (*)(const PassArgs&, int64_t, int64_t, int64_t, double*, double*);
 
-template <class T>
-void reconstruction_of(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  switch (args.likelihood) {
-    case Likelihood::mse:
-      return reconstruction_as<T, SquaredError>(args, event, begin, end, sums);
-    case Likelihood::gaussian:
-      return reconstruction_as<T, UnitGaussian>(args, event, begin, end, sums);
+// The instances are as few as speed allows: each is a second of compiling. What is heavy, or double, asks for its
+// extras in the loop, and makes derivatives whether they are wanted or not.
+template <class T, class F>
+PassKernel pass_of(const PassArgs& args) {
+  constexpr bool kLatents = F::kInputs[1].role == kMain;  // mu and logvar
+  constexpr bool kFloat = sizeof(T) == sizeof(float);
+  bool gradient = args.dz.data != nullptr;
+  for (const View& d : args.d) gradient |= d.data != nullptr;
+  if constexpr (kLatents) {
+    if (args.z.data != nullptr || args.dz.data != nullptr)
+      return gradient ? pass_as<T, F, true, true, false> : pass_as<T, F, true, false, false>;
   }
-}
-
-void reconstruction(const ReconstructionArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  return args.float64 ? reconstruction_of<double>(args, event, begin, end, sums)
-                      : reconstruction_of<float>(args, event, begin, end, sums);
-}
-
-template <class T, Prior kPrior, bool kSample, bool kGradient>
-void latent_as(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  using V = Vec<T>;
-  Input<T> mu(args.mu), logvar(args.logvar), mu_p(args.mu_p), logvar_p(args.logvar_p), given(args.eps), dz(args.dz),
-      upstream(args.upstream);
-  Output<T> z(args.z), d_mu(args.d_mu), d_logvar(args.d_logvar), d_mu_p(args.d_mu_p), d_logvar_p(args.d_logvar_p),
-      d_eps(args.d_eps);
-  const Gradient<T> gradient_mu(args.scale, args.d_mu, args.may_be_kept),
-      gradient_logvar(args.scale, args.d_logvar, args.may_be_kept),
-      gradient_mu_p(args.scale, args.d_mu_p, args.may_be_kept),
-      gradient_logvar_p(args.scale, args.d_logvar_p, args.may_be_kept);
-  const V lanes = lane_numbers<T>();
-  const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
-  alignas(64) T noise[kBlock];
-  for_each_block<T>(args, event, begin, end, sums, [&](int64_t i, int n, T* values, Sum<T>& sum) {
-    const T *from_mu = mu.read(i, n), *from_logvar = logvar.read(i, n), *from_mu_p = mu_p.read(i, n),
-            *from_logvar_p = logvar_p.read(i, n), *from_dz = dz.read(i, n), *up = upstream.read(i, n), *eps = nullptr;
-    if constexpr (kSample) {
-      eps = given.read(i, n);
-      if (eps == nullptr) {
-        fill_normal(seed, offset, static_cast<uint64_t>(i), n, noise);
-        eps = noise;
-      }
+  if constexpr (!std::is_same_v<F, NoLoss>) {
+    if constexpr (F::kLight && kFloat) {
+      const bool extras = args.weight.data != nullptr || args.activation != 0 || args.x_scale != 1 ||
+                          args.constant != 0 || args.floor > 0;
+      if (!extras) return gradient ? pass_as<T, F, false, true, false> : pass_as<T, F, false, false, false>;
     }
-    T *to_z = z.write(i, n), *to_mu = d_mu.write(i, n), *to_logvar = d_logvar.write(i, n),
-      *to_mu_p = d_mu_p.write(i, n), *to_logvar_p = d_logvar_p.write(i, n), *to_eps = d_eps.write(i, n);
-    for_each_vector<T, false>(n, [&](int j) __attribute__((always_inline)) {
-      const V l = V::load(from_logvar + j);
-      V g_mu(0), g_logvar(0), sigma(0);
-      if constexpr (kSample) sigma = standard_deviation(l);
-      if constexpr (kPrior != Prior::none) {
-        Kl<V> kl;
-        if constexpr (kPrior == Prior::standard) {
-          kl = kl_standard(V::load(from_mu + j), l, kSample ? sigma * sigma : exponential(l));
-        } else {
-          kl = kl_between(V::load(from_mu + j), l, V::load(from_mu_p + j), V::load(from_logvar_p + j));
-        }
-        if (values != nullptr) kl.value.store(values + j);
-        if (j + V::kLanes > n) kl.value = select(lanes < V(static_cast<T>(n - j)), kl.value, V(0));
-        sum.add(j, kl.value);
-        if constexpr (kGradient) {
-          const T* u = up == nullptr ? nullptr : up + j;
-          g_mu = gradient_mu(kl.d_mu, u);
-          g_logvar = gradient_logvar(kl.d_logvar, u);
-          if (to_mu_p != nullptr) gradient_mu_p(kl.d_mu_p, u).store(to_mu_p + j);
-          if (to_logvar_p != nullptr) gradient_logvar_p(kl.d_logvar_p, u).store(to_logvar_p + j);
-        }
-      }
-      if constexpr (kSample) {
-        const V e = V::load(eps + j);
-        if constexpr (kGradient) {
-          const V g = V::load(from_dz + j);
-          g_mu = g + g_mu;
-          g_logvar = g * sample_d_logvar(sigma, e) + g_logvar;
-          if (to_eps != nullptr) (g * sigma).store(to_eps + j);
-        } else {
-          sample(V::load(from_mu + j), sigma, e).store(to_z + j);
-        }
-      }
-      if constexpr (kGradient) {
-        if (to_mu != nullptr) g_mu.store(to_mu + j);
-        if (to_logvar != nullptr) g_logvar.store(to_logvar + j);
-      }
-    });
-    z.flush();
-    d_mu.flush();
-    d_logvar.flush();
-    d_mu_p.flush();
-    d_logvar_p.flush();
-    d_eps.flush();
-  });
-}
-
-template <class T, Prior kPrior>
-void latent_with(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  const bool sample = args.z.data != nullptr || args.dz.data != nullptr;
-  const bool gradient = args.d_mu.data != nullptr || args.d_logvar.data != nullptr || args.d_mu_p.data != nullptr ||
-                        args.d_logvar_p.data != nullptr || args.d_eps.data != nullptr;
-  if (sample) {
-    return gradient ? latent_as<T, kPrior, true, true>(args, event, begin, end, sums)
-                    : latent_as<T, kPrior, true, false>(args, event, begin, end, sums);
+    if constexpr (kFloat) {
+      if (!gradient) return pass_as<T, F, false, false, true>;
+    }
+    return pass_as<T, F, false, true, true>;
   }
-  if constexpr (kPrior != Prior::none) {
-    return gradient ? latent_as<T, kPrior, false, true>(args, event, begin, end, sums)
-                    : latent_as<T, kPrior, false, false>(args, event, begin, end, sums);
-  }
+  return nullptr;  // nothing was asked for
 }
 
 template <class T>
-void latent_of(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  switch (args.prior) {
-    case Prior::none:
-      return latent_with<T, Prior::none>(args, event, begin, end, sums);
-    case Prior::standard:
-      return latent_with<T, Prior::standard>(args, event, begin, end, sums);
-    case Prior::given:
-      return latent_with<T, Prior::given>(args, event, begin, end, sums);
-  }
+void pass_in(const PassArgs& args, int64_t event, int64_t begin, int64_t end, double* sums, double* folds) {
+#define FASTVAE_PASS_OF(F) pass_of<T, F>,
+  static constexpr PassKernel (*kByFormula[])(const PassArgs&) = {FASTVAE_FORMULAS(FASTVAE_PASS_OF)};
+#undef FASTVAE_PASS_OF
+  const PassKernel kernel = args.formula < 0 ? pass_of<T, NoLoss>(args) : kByFormula[args.formula](args);
+  if (kernel != nullptr) kernel(args, event, begin, end, sums, folds);
 }
 
-void latent(const LatentArgs& args, int64_t event, int64_t begin, int64_t end, double* sums) {
-  return args.float64 ? latent_of<double>(args, event, begin, end, sums)
-                      : latent_of<float>(args, event, begin, end, sums);
+void pass(const PassArgs& args, int64_t event, int64_t begin, int64_t end, double* sums, double* folds) {
+  return args.float64 ? pass_in<double>(args, event, begin, end, sums, folds)
+                      : pass_in<float>(args, event, begin, end, sums, folds);
 }
 
 template <class T>
 void normal_of(const NormalArgs& args, int64_t begin, int64_t end) {
-  Output<T> out(args.out);
+  Writer<T> out(args.out);
   const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
@@ -292,8 +284,8 @@ void normal(const NormalArgs& args, int64_t begin, int64_t end) {
 
 template <class T>
 void scale_as(const View& tensor, T factor, int64_t begin, int64_t end) {
-  Input<T> from(tensor);
-  Output<T> to(tensor);
+  Reader<T> from(tensor);
+  Writer<T> to(tensor);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = end - i < kBlock ? static_cast<int>(end - i) : kBlock;
     const T* source = from.read(i, n);
@@ -311,6 +303,5 @@ void scale(const View& tensor, double factor, int64_t begin, int64_t end) {
 FASTVAE_NAMESPACE_END
 
 namespace fastvae::cpu {
-const Kernels FASTVAE_KERNELS = {FASTVAE_ISA::reconstruction, FASTVAE_ISA::latent, FASTVAE_ISA::normal,
-                                 FASTVAE_ISA::scale};
+const Kernels FASTVAE_KERNELS = {FASTVAE_ISA::pass, FASTVAE_ISA::normal, FASTVAE_ISA::scale};
 }

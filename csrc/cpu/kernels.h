@@ -6,10 +6,10 @@
 
 namespace fastvae::cpu {
 
-// `sums` takes the sum over [begin, end), or if event > 0 one for each `event` elements in it.
+// `sums` takes the sum over [begin, end), or if event > 0 one for each `event` elements in it. The sums of folded
+// results are added to `folds`: those of d[0], d[1], ..., then those of `value`.
 struct Kernels {
-  void (*reconstruction)(const ReconstructionArgs&, int64_t event, int64_t begin, int64_t end, double* sums);
-  void (*latent)(const LatentArgs&, int64_t event, int64_t begin, int64_t end, double* sums);
+  void (*pass)(const PassArgs&, int64_t event, int64_t begin, int64_t end, double* sums, double* folds);
   void (*normal)(const NormalArgs&, int64_t begin, int64_t end);
   void (*scale)(const View& tensor, double factor, int64_t begin, int64_t end);
 };
@@ -18,10 +18,8 @@ struct Kernels {
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
 
 // dispatch.cpp: the same over all elements [0, numel), on torch's threads and the best instruction set.
-void reconstruction(const ReconstructionArgs&, int64_t numel, const Sums&);
-void latent(const LatentArgs&, int64_t numel, const Sums&);
-void objective(const ReconstructionArgs&, int64_t recon_numel, const Sums& recon, const LatentArgs&, int64_t kl_numel,
-               const Sums& kl, const Combination&);
+void pass(const PassArgs&);
+void objective(const PassArgs& recon, const PassArgs& kl, const Combination&);
 void normal(const NormalArgs&, int64_t numel);
 void scale(const ScaleArgs&);
 const char* capability();  // the instruction set in use

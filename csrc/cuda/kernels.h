@@ -14,14 +14,11 @@ struct Launch {
   double* partials;
 };
 
-int64_t partials(int64_t numel, const Sums&);
-int64_t partials(int64_t recon_numel, const Sums& recon, int64_t kl_numel, const Sums& kl);
+int64_t partials(const PassArgs&);
+int64_t partials(const PassArgs& recon, const PassArgs& kl);
 
-// As in cpu/kernels.h.
-cudaError_t reconstruction(const ReconstructionArgs&, int64_t numel, const Sums&, const Launch&);
-cudaError_t latent(const LatentArgs&, int64_t numel, const Sums&, const Launch&);
-cudaError_t objective(const ReconstructionArgs&, int64_t recon_numel, const Sums& recon, const LatentArgs&,
-                      int64_t kl_numel, const Sums& kl, const Combination&, const Launch&);
+cudaError_t pass(const PassArgs&, const Launch&);
+cudaError_t objective(const PassArgs& recon, const PassArgs& kl, const Combination&, const Launch&);
 cudaError_t normal(const NormalArgs&, int64_t numel, const Launch&);
 cudaError_t scale(const ScaleArgs&, const Launch&);
 

@@ -1,14 +1,19 @@
-// How elements travel between memory and registers: a thread takes a pack of kWidth elements that follow one another in
-// the logical order. There are two ways:
+// How elements travel between memory and registers. A thread takes packs of W elements that follow one another in the
+// logical order. There are two ways:
 //
-//   Vectors<W>   16-byte accesses. Every operand is rows of contiguous elements, all rows of one length that whole
-//                packs fill; or there is one row, whose last elements, too few for a pack, are left to Singles.
-//                Types are known to the compiler.
-//   Elements<T>  one element at a time, of any strides and any dtype, neighbouring threads taking neighbours.
+//   Rows<T, W, kPlain>   All operands are rows of one length that whole packs fill; or there is one row, whose last
+//                        elements, too few for a pack, are taken one by one. An operand whose packs are aligned is
+//                        read and written in accesses of 16 bytes (8 for four 16-bit elements), another in W pieces.
+//                        kPlain: all are aligned and of type T, and the code asks for no dtype.
+//   Elements<T, kFolds>  One element at a time, of any strides and dtype. kFolds: folded results go to shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <type_traits>
 
 #include "../kernels.h"
 #include "../math/scalar.h"
@@ -20,51 +25,37 @@ namespace fastvae::cuda {
 using BFloat16 = __nv_bfloat16;
 using Float16 = __half;
 
-// The type of the arithmetic on a stored type, and of its results.
 template <class Stored>
-struct ArithmeticOf {
-  using Type = float;
-};
-template <>
-struct ArithmeticOf<double> {
-  using Type = double;
-};
-template <class Stored>
-using Arithmetic = typename ArithmeticOf<Stored>::Type;
+using Arithmetic = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+template <class T>
+constexpr DType kDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
-template <class Stored>
-constexpr DType kDType = DType::float32;
-template <>
-constexpr DType kDType<double> = DType::float64;
-template <>
-constexpr DType kDType<BFloat16> = DType::bfloat16;
-template <>
-constexpr DType kDType<Float16> = DType::float16;
-
-FASTVAE_DEVICE float widen(float x) { return x; }
-FASTVAE_DEVICE double widen(double x) { return x; }
+template <class S>
+FASTVAE_DEVICE S widen(S x) {
+  return x;
+}
 FASTVAE_DEVICE float widen(BFloat16 x) { return __bfloat162float(x); }
 FASTVAE_DEVICE float widen(Float16 x) { return __half2float(x); }
 
 // To the nearest, ties to even.
-template <class T>
-FASTVAE_DEVICE void narrow(T x, float& to) {
-  to = static_cast<float>(x);
+template <class T, class S>
+FASTVAE_DEVICE void narrow(T x, S& to) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    to = __float2bfloat16_rn(static_cast<float>(x));
+  } else if constexpr (std::is_same_v<S, Float16>) {
+    to = __float2half_rn(static_cast<float>(x));
+  } else {
+    to = static_cast<S>(x);
+  }
 }
-template <class T>
-FASTVAE_DEVICE void narrow(T x, double& to) {
-  to = static_cast<double>(x);
-}
-template <class T>
-FASTVAE_DEVICE void narrow(T x, BFloat16& to) {
-  to = __float2bfloat16_rn(static_cast<float>(x));
-}
-template <class T>
-FASTVAE_DEVICE void narrow(T x, Float16& to) {
-  to = __float2half_rn(static_cast<float>(x));
+template <class S, class T>
+FASTVAE_DEVICE T rounded(T x) {
+  S narrowed;
+  narrow(x, narrowed);
+  return static_cast<T>(widen(narrowed));
 }
 
-template <class Visit>
+template <bool kIntegers = false, class Visit>
 FASTVAE_DEVICE void with_type(DType dtype, Visit visit) {
   switch (dtype) {
     case DType::float32:
@@ -75,6 +66,22 @@ FASTVAE_DEVICE void with_type(DType dtype, Visit visit) {
       return visit(BFloat16());
     case DType::float16:
       return visit(Float16());
+    default:
+      break;
+  }
+  if constexpr (kIntegers) {
+    switch (dtype) {
+      case DType::uint8:
+        return visit(uint8_t());
+      case DType::int8:
+        return visit(int8_t());
+      case DType::int16:
+        return visit(int16_t());
+      case DType::int32:
+        return visit(int32_t());
+      default:
+        return visit(int64_t());
+    }
   }
 }
 
@@ -86,203 +93,243 @@ FASTVAE_DEVICE double value_of(const Number& number) {
   return value;
 }
 
-// ---- Packs. They stay in words as they lie in memory until they are used: as elements, 16-bit ones would take twice
-// the registers while they wait.
+// ---- 16 bytes as they lie in memory, and as elements.
 
-template <class S, int W>
-struct Pack {
-  static_assert(sizeof(S) * W % 16 == 0, "a pack is whole 16-byte accesses");
-  static constexpr int kQuads = sizeof(S) * W / 16;
-  uint4 quad[kQuads];
-};
-
-template <class S, int W>
-FASTVAE_DEVICE Pack<S, W> load_pack(const S* from) {
-  Pack<S, W> pack;
-  FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) pack.quad[q] = reinterpret_cast<const uint4*>(from)[q];
-  return pack;
+// Two 16-bit elements, which share a word.
+FASTVAE_DEVICE void widen_word(uint32_t word, BFloat16, float& first, float& second) {
+  first = __uint_as_float(word << 16);
+  second = __uint_as_float(word & 0xffff0000u);
 }
-
-template <class S, int W>
-FASTVAE_DEVICE void store_pack(S* to, const Pack<S, W>& pack) {
-  FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) __stwb(reinterpret_cast<uint4*>(to) + q, pack.quad[q]);  // never in four pieces
-}
-
-FASTVAE_DEVICE void widen_word(uint32_t word, BFloat16, float* to) {
-  to[0] = __uint_as_float(word << 16);
-  to[1] = __uint_as_float(word & 0xffff0000u);
-}
-FASTVAE_DEVICE void widen_word(uint32_t word, Float16, float* to) {
+FASTVAE_DEVICE void widen_word(uint32_t word, Float16, float& first, float& second) {
   const float2 pair = __half22float2(bit_cast<__half2>(word));
-  to[0] = pair.x;
-  to[1] = pair.y;
+  first = pair.x;
+  second = pair.y;
 }
-FASTVAE_DEVICE void widen_word(uint32_t word, float, float* to) { to[0] = __uint_as_float(word); }
-FASTVAE_DEVICE uint32_t narrow_word(const float* from, BFloat16) {
-  return bit_cast<uint32_t>(__floats2bfloat162_rn(from[0], from[1]));
+FASTVAE_DEVICE uint32_t narrow_word(float first, float second, BFloat16) {
+  return bit_cast<uint32_t>(__floats2bfloat162_rn(first, second));
 }
-FASTVAE_DEVICE uint32_t narrow_word(const float* from, Float16) {
-  return bit_cast<uint32_t>(__floats2half2_rn(from[0], from[1]));
+FASTVAE_DEVICE uint32_t narrow_word(float first, float second, Float16) {
+  return bit_cast<uint32_t>(__floats2half2_rn(first, second));
 }
-FASTVAE_DEVICE uint32_t narrow_word(const float* from, float) { return __float_as_uint(from[0]); }
-
-template <class S, int W>
-FASTVAE_DEVICE void widen_pack(const Pack<S, W>& pack, float (&to)[W]) {
-  constexpr int kPerWord = 4 / sizeof(S), kPerQuad = 4 * kPerWord;
-  FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) {
-    widen_word(pack.quad[q].x, S(), to + q * kPerQuad);
-    widen_word(pack.quad[q].y, S(), to + q * kPerQuad + kPerWord);
-    widen_word(pack.quad[q].z, S(), to + q * kPerQuad + 2 * kPerWord);
-    widen_word(pack.quad[q].w, S(), to + q * kPerQuad + 3 * kPerWord);
-  }
+FASTVAE_DEVICE void from_quad(uint4 quad, float* to) {
+  to[0] = __uint_as_float(quad.x);
+  to[1] = __uint_as_float(quad.y);
+  to[2] = __uint_as_float(quad.z);
+  to[3] = __uint_as_float(quad.w);
 }
-template <int W>
-FASTVAE_DEVICE void widen_pack(const Pack<double, W>& pack, double (&to)[W]) {
-  FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) {
-    to[2 * q] = __hiloint2double(pack.quad[q].y, pack.quad[q].x);
-    to[2 * q + 1] = __hiloint2double(pack.quad[q].w, pack.quad[q].z);
-  }
+FASTVAE_DEVICE void from_quad(uint4 quad, double* to) {
+  to[0] = __hiloint2double(quad.y, quad.x);
+  to[1] = __hiloint2double(quad.w, quad.z);
+}
+FASTVAE_DEVICE uint4 to_quad(const float* from) {
+  return {__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[2]), __float_as_uint(from[3])};
+}
+FASTVAE_DEVICE uint4 to_quad(const double* from) {
+  const uint2 first = bit_cast<uint2>(from[0]), second = bit_cast<uint2>(from[1]);
+  return {first.x, first.y, second.x, second.y};
 }
 
-template <class S, int W>
-FASTVAE_DEVICE Pack<S, W> narrow_pack(const float (&from)[W]) {
-  constexpr int kPerWord = 4 / sizeof(S), kPerQuad = 4 * kPerWord;
-  Pack<S, W> pack;
+// The elements of a pack, whose place is aligned. (The store never falls into four pieces.)
+template <class T, int W>
+FASTVAE_DEVICE void load_pack(const void* from, T (&to)[W]) {
+  constexpr int n = 16 / sizeof(T);
   FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) {
-    const float* at = from + q * kPerQuad;
-    pack.quad[q] = {narrow_word(at, S()), narrow_word(at + kPerWord, S()), narrow_word(at + 2 * kPerWord, S()),
-                    narrow_word(at + 3 * kPerWord, S())};
-  }
-  return pack;
+  for (int q = 0; q < W / n; ++q) from_quad(static_cast<const uint4*>(from)[q], to + q * n);
+}
+template <class T, int W>
+FASTVAE_DEVICE void store_pack(void* to, const T (&from)[W]) {
+  constexpr int n = 16 / sizeof(T);
+  FASTVAE_UNROLL
+  for (int q = 0; q < W / n; ++q) __stwb(static_cast<uint4*>(to) + q, to_quad(from + q * n));
 }
 template <class S, int W>
-FASTVAE_DEVICE Pack<double, W> narrow_pack(const double (&from)[W]) {
-  Pack<double, W> pack;
+FASTVAE_DEVICE void store_narrow_pack(void* to, const float (&from)[W]) {
+  uint32_t word[W / 2];
   FASTVAE_UNROLL
-  for (int q = 0; q < pack.kQuads; ++q) {
-    const uint2 first = bit_cast<uint2>(from[2 * q]), second = bit_cast<uint2>(from[2 * q + 1]);
-    pack.quad[q] = {first.x, first.y, second.x, second.y};
+  for (int k = 0; k < W / 2; ++k) word[k] = narrow_word(from[2 * k], from[2 * k + 1], S());
+  if constexpr (W == 8) {
+    __stwb(static_cast<uint4*>(to), uint4{word[0], word[1], word[2], word[3]});
+  } else {
+    __stwb(static_cast<uint2*>(to), uint2{word[0], word[1]});
   }
-  return pack;
 }
 
 // ---- The ways.
 
+constexpr DType kPieces = DType(-1);
+
 struct RowOperand {
-  char* data = nullptr;    // nullptr: absent
-  int64_t stride = 0;      // elements from row to row
-  bool broadcast = false;  // one element serves a row
+  char* data = nullptr;  // nullptr: absent
+  uint32_t stride = 0;   // bytes from row to row
+  uint32_t step = 0;     // bytes from element to element; 0: one element serves a row
+  DType dtype = DType::float32;
+  DType pack = kPieces;   // the dtype, if a pack is read and written as words
+  bool is_dense = false;  // packs are aligned and without gaps
   explicit FASTVAE_DEVICE operator bool() const { return data != nullptr; }
 };
+// A single row is seen as rows of 2^kRowBits elements, so that 32 bits are enough for an index.
+constexpr int kRowBits = 24;
 struct RowShape {
-  int64_t numel = 0, columns = 0;
-  uint64_t reciprocal = 0;  // of columns, in units of 2^-64, rounded up
+  uint32_t columns = 0;
+  uint64_t reciprocal = 0;  // of columns, in units of 2^-64, rounded up; 0: a single row
 };
 
-template <int W>
-struct Vectors {
+template <class Type_, int W, bool kPlain>
+struct Rows {
+  using Type = Type_;
   static constexpr int kWidth = W;
+  using Singles = Rows<Type_, 1, false>;  // takes the elements that are left over
   using Operand = RowOperand;
   using Shape = RowShape;
   struct Place {
-    int64_t row, column;
+    uint32_t row, column;
   };
-  template <class S>
-  using Loaded = Pack<S, W>;
+  // 16-bit elements stay as they are, two in the bits of a float, until they are used: fewer registers.
+  struct Loaded {
+    Type x[W];
+  };
 
   static FASTVAE_DEVICE Place place(const Shape& shape, int64_t pack) {
     const int64_t i = pack * W;
-    if (shape.columns == shape.numel) return {0, i};
-    const auto row = static_cast<int64_t>(__umul64hi(i, shape.reciprocal));
-    return {row, i - row * shape.columns};
+    if (shape.reciprocal == 0)
+      return {static_cast<uint32_t>(i >> kRowBits), static_cast<uint32_t>(i) & ((1u << kRowBits) - 1)};
+    const auto row = static_cast<uint32_t>(__umul64hi(i, shape.reciprocal));
+    return {row, static_cast<uint32_t>(i) - row * shape.columns};
   }
-  template <class S>
-  static FASTVAE_DEVICE Pack<S, W> load(const Operand& from, const Place& at) {
-    return load_pack<S, W>(reinterpret_cast<const S*>(from.data) + at.row * from.stride + at.column);
-  }
-  template <class S, class T>
-  static FASTVAE_DEVICE void unpack(const Pack<S, W>& pack, T (&to)[W]) {
-    widen_pack(pack, to);
-  }
-  template <class T>
-  static FASTVAE_DEVICE void load_upstream(const Operand& from, const Place& at, T (&to)[W]) {
-    if (from.broadcast) {
-      const T x = reinterpret_cast<const T*>(from.data)[at.row * from.stride];
+
+  template <bool kIntegers = false, bool kMayBroadcast = !kPlain>
+  static FASTVAE_DEVICE Loaded load(const Operand& from, const Place& at) {
+    const char* const place = address<kMayBroadcast>(from, at);
+    Loaded to;
+    if constexpr (W > 1) {
+      if (kPlain ? !kMayBroadcast || from.step != 0 : from.pack == kDType<Type>) {
+        load_pack(place, to.x);
+        return to;
+      }
+      if constexpr (!kPlain && sizeof(Type) == 4) {
+        if (from.pack != kPieces) {
+          if constexpr (W == 8) {
+            from_quad(*reinterpret_cast<const uint4*>(place), to.x);
+          } else {
+            const uint2 words = *reinterpret_cast<const uint2*>(place);
+            to.x[0] = __uint_as_float(words.x);
+            to.x[1] = __uint_as_float(words.y);
+          }
+          return to;
+        }
+      }
+    }
+    if constexpr (kPlain) {
+      const Type x = *reinterpret_cast<const Type*>(place);
       FASTVAE_UNROLL
-      for (int j = 0; j < W; ++j) to[j] = x;
+      for (int j = 0; j < W; ++j) to.x[j] = x;
     } else {
-      widen_pack(load<T>(from, at), to);
+      with_type<kIntegers>(from.dtype, [&](auto type) {
+        using S = decltype(type);
+        if constexpr (std::is_integral_v<S> && W > 1) {
+          constexpr int kAlign = sizeof(S) * W < 16 ? sizeof(S) * W : 16;
+          struct alignas(kAlign) Piece {
+            S x[W];
+          };
+          if (from.is_dense) {
+            const Piece piece = *reinterpret_cast<const Piece*>(place);
+            FASTVAE_UNROLL
+            for (int j = 0; j < W; ++j) to.x[j] = static_cast<Type>(piece.x[j]);
+            return;
+          }
+        }
+        FASTVAE_UNROLL
+        for (int j = 0; j < W; ++j)
+          to.x[j] = static_cast<Type>(widen(*reinterpret_cast<const S*>(place + j * from.step)));
+      });
+    }
+    return to;
+  }
+
+  static FASTVAE_DEVICE void unpack(const Operand& from, const Loaded& loaded, Type (&to)[W]) {
+    if constexpr (!kPlain && W > 1 && sizeof(Type) == 4) {
+      if (from.pack == DType::bfloat16) return unpack_as<BFloat16>(loaded, to);
+      if (from.pack == DType::float16) return unpack_as<Float16>(loaded, to);
+    }
+    FASTVAE_UNROLL
+    for (int j = 0; j < W; ++j) to[j] = loaded.x[j];
+  }
+
+  static FASTVAE_DEVICE void store(const Operand& to, const Place& at, const Type (&from)[W]) {
+    char* const place = address<!kPlain>(to, at);
+    if constexpr (W > 1) {
+      if (kPlain || to.pack == kDType<Type>) return store_pack(place, from);
+      if constexpr (sizeof(Type) == 4) {
+        if (to.pack == DType::bfloat16) return store_narrow_pack<BFloat16>(place, from);
+        if (to.pack == DType::float16) return store_narrow_pack<Float16>(place, from);
+      }
+    }
+    if constexpr (!kPlain) {
+      with_type(to.dtype, [&](auto type) {
+        FASTVAE_UNROLL
+        for (int j = 0; j < W; ++j) narrow(from[j], *reinterpret_cast<decltype(type)*>(place + j * to.step));
+      });
     }
   }
-  template <class S, class T>
-  static FASTVAE_DEVICE void store(const Operand& to, const Place& at, const T (&from)[W]) {
-    store_pack(reinterpret_cast<S*>(to.data) + at.row * to.stride + at.column, narrow_pack<S, W>(from));
+
+ private:
+  template <bool kAnyStep>
+  static FASTVAE_DEVICE char* address(const Operand& operand, const Place& at) {
+    const uint32_t step = kAnyStep ? operand.step : sizeof(Type);
+    return operand.data + uint64_t(at.row) * operand.stride + uint64_t(at.column) * step;
+  }
+  template <class S>
+  static FASTVAE_DEVICE void unpack_as(const Loaded& loaded, float (&to)[W]) {
+    FASTVAE_UNROLL
+    for (int k = 0; k < W / 2; ++k) widen_word(__float_as_uint(loaded.x[k]), S(), to[2 * k], to[2 * k + 1]);
   }
 };
 
-// The elements of a single row that are too few for a pack.
-struct Singles {
-  static constexpr int kWidth = 1;
-  using Operand = RowOperand;
-  using Shape = RowShape;
-  using Place = int64_t;
-  template <class S>
-  using Loaded = S;
+// Elements of a tile, in the order of the tile; a row for each folded result.
+constexpr int kTile = 512, kMaxFolded = kMaxInputs + 1;
 
-  static FASTVAE_DEVICE Place place(const Shape&, int64_t element) { return element; }
-  template <class S>
-  static FASTVAE_DEVICE S load(const Operand& from, Place at) {
-    return reinterpret_cast<const S*>(from.data)[at];
-  }
-  template <class S, class T>
-  static FASTVAE_DEVICE void unpack(S loaded, T (&to)[1]) {
-    to[0] = static_cast<T>(widen(loaded));
-  }
-  template <class T>
-  static FASTVAE_DEVICE void load_upstream(const Operand& from, Place at, T (&to)[1]) {
-    to[0] = reinterpret_cast<const T*>(from.data)[from.broadcast ? 0 : at];
-  }
-  template <class S, class T>
-  static FASTVAE_DEVICE void store(const Operand& to, Place at, const T (&from)[1]) {
-    narrow(from[0], reinterpret_cast<S*>(to.data)[at]);
-  }
-};
-
-template <class T>
+template <class Type_, bool kFolds>
 struct Elements {
+  using Type = Type_;
   static constexpr int kWidth = 1;
-
+  using Singles = Elements;
   struct Operand : View {
+    int fold = -1;  // the row of a folded result
     explicit FASTVAE_DEVICE operator bool() const { return data != nullptr; }
   };
   struct Shape {};
-  using Place = int64_t;
-  template <class>
-  using Loaded = T;
+  struct Place {
+    int64_t element;
+    int in_tile = 0;
+  };
+  struct Loaded {
+    Type x;
+  };
 
-  static FASTVAE_DEVICE Place place(const Shape&, int64_t element) { return element; }
-  template <class>
-  static FASTVAE_DEVICE T load(const Operand& from, Place at) {
-    const int64_t offset = offset_of(from, at);
-    T x;
-    with_type(from.dtype,
-              [&](auto type) { x = static_cast<T>(widen(static_cast<const decltype(type)*>(from.data)[offset])); });
-    return x;
+  static FASTVAE_DEVICE Place place(const Shape&, int64_t element) { return {element}; }
+  template <bool kIntegers = false, bool kMayBroadcast = true>
+  static FASTVAE_DEVICE Loaded load(const Operand& from, const Place& at) {
+    const int64_t offset = offset_of(from, at.element);
+    Loaded to;
+    with_type<kIntegers>(from.dtype, [&](auto type) {
+      to.x = static_cast<Type>(widen(static_cast<const decltype(type)*>(from.data)[offset]));
+    });
+    return to;
   }
-  template <class>
-  static FASTVAE_DEVICE void unpack(T loaded, T (&to)[1]) {
-    to[0] = loaded;
-  }
-  static FASTVAE_DEVICE void load_upstream(const Operand& from, Place at, T (&to)[1]) { to[0] = load<T>(from, at); }
-  template <class>
-  static FASTVAE_DEVICE void store(const Operand& to, Place at, const T (&from)[1]) {
-    const int64_t offset = offset_of(to, at);
+  static FASTVAE_DEVICE void unpack(const Operand&, const Loaded& loaded, Type (&to)[1]) { to[0] = loaded.x; }
+  static FASTVAE_DEVICE void store(const Operand& to, const Place& at, const Type (&from)[1]) {
+    if constexpr (kFolds) {
+      if (to.fold >= 0) {
+        tile()[to.fold * kTile + at.in_tile] = from[0];
+        return;
+      }
+    }
+    const int64_t offset = offset_of(to, at.element);
     with_type(to.dtype, [&](auto type) { narrow(from[0], static_cast<decltype(type)*>(to.data)[offset]); });
+  }
+  static FASTVAE_DEVICE Type* tile() {
+    __shared__ Type values[kMaxFolded * kTile];
+    return values;
   }
 
  private:
@@ -302,62 +349,67 @@ struct Elements {
   }
 };
 
-// What takes the elements that Access leaves over.
-template <class Access>
-struct SinglesOfAccess {
-  using Type = Access;
-};
-template <int W>
-struct SinglesOfAccess<Vectors<W>> {
-  using Type = Singles;
-};
-template <class Access>
-using SinglesOf = typename SinglesOfAccess<Access>::Type;
-
 // ---- Which way to take (host).
 
-inline int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+inline int64_t size_of(DType dtype) {
+  constexpr int kSizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
+  return kSizes[static_cast<int>(dtype)];
+}
 
-// Fits operands into rows for Vectors<W>. Give it all views first, then ask whether it worked.
-template <int W>
-class Rows {
+// Whether views can be seen as rows, and how. Those that are read only may have any step in a row.
+class RowFit {
  public:
-  Rows(int64_t numel, std::initializer_list<const View*> views) {
-    shape_.numel = shape_.columns = numel;
-    for (const View* view : views) {
-      if (view->data == nullptr || view->dims == 1) continue;
-      fits_ &= view->dims == 2 && (shape_.columns == numel || shape_.columns == view->size[1]);
-      shape_.columns = view->size[1];
-    }
-    if (shape_.columns == numel) return;
-    fits_ &= shape_.columns % W == 0;
-    const auto columns = static_cast<uint64_t>(shape_.columns);
-    shape_.reciprocal = UINT64_MAX / columns + 1;
-    fits_ &= static_cast<uint64_t>(numel) < UINT64_MAX / columns;  // or i * reciprocal >> 64 is no longer i / columns
+  RowFit(int64_t numel, int64_t event, DType arithmetic)
+      : numel_(numel), columns_(numel), event_(event), arithmetic_(arithmetic) {}
+
+  void add(const View& view, bool may_broadcast = false) {
+    if (view.data == nullptr) return;
+    if (view.dims == 2 && (columns_ == numel_ || columns_ == view.size[1])) columns_ = view.size[1];
+    fits_ &= view.dims == 1 || (view.dims == 2 && columns_ == view.size[1]);
+    narrowest_ = std::min(narrowest_, size_of(view.dtype));
+    is_plain_ &= view.dtype == DType::float32;
+    const int64_t step = view.stride[view.dims - 1];
+    if (step == 0 && may_broadcast) return;
+    is_plain_ &= step == 1 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+    is_plain_ &= view.dims == 1 || view.stride[0] % 4 == 0;
   }
 
-  // The view as an operand of this dtype; only an upstream gradient may be broadcast along its rows.
-  RowOperand operand(const View& view, DType dtype, bool may_broadcast = false) {
+  // For packs of this width.
+  bool fits(int width) const {
+    return fits_ && columns_ > 0 && event_ % width == 0 &&
+           (columns_ == numel_ || (columns_ % width == 0 && columns_ < UINT32_MAX && numel_ / columns_ < UINT32_MAX &&
+                                   static_cast<uint64_t>(numel_) < UINT64_MAX / columns_));  // or place() is wrong
+  }
+  bool is_plain() const { return is_plain_; }
+  bool has_narrow() const { return narrowest_ <= 2; }
+  RowShape shape() const {
+    if (columns_ == numel_) return {};
+    return {static_cast<uint32_t>(columns_), UINT64_MAX / columns_ + 1};
+  }
+  // The view as an operand for packs of this width; `fits` becomes false where 32 bits are not enough for it.
+  RowOperand operand(const View& view, int width, bool& fits) const {
     RowOperand operand;
-    if (view.data == nullptr || !fits_) return operand;
-    const int64_t step = view.stride[view.dims - 1];
+    if (view.data == nullptr) return operand;
+    const int64_t size = size_of(view.dtype), step = view.stride[view.dims - 1] * size;
+    const int64_t stride =
+        view.dims == 2 ? view.stride[0] * size : step * (columns_ == numel_ ? int64_t(1) << kRowBits : columns_);
+    fits &= stride <= UINT32_MAX;
     operand.data = static_cast<char*>(view.data);
-    operand.broadcast = step == 0;
-    operand.stride = view.dims == 2 ? view.stride[0] : step * shape_.columns;
-    fits_ &= view.dtype == dtype && (step == 1 || (step == 0 && may_broadcast));
-    const int64_t bytes = size_of(dtype);
-    if (step != 0) fits_ &= reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && operand.stride * bytes % 16 == 0;
+    operand.stride = static_cast<uint32_t>(stride);
+    operand.step = static_cast<uint32_t>(step);
+    operand.dtype = view.dtype;
+    const int64_t align = std::min<int64_t>(16, width * size);
+    operand.is_dense = step == size && reinterpret_cast<uintptr_t>(view.data) % align == 0 && stride % align == 0;
+    const bool is_half = view.dtype == DType::bfloat16 || view.dtype == DType::float16;
+    if (operand.is_dense && (view.dtype == arithmetic_ || (is_half && arithmetic_ == DType::float32)))
+      operand.pack = view.dtype;
     return operand;
   }
-  // One sum for each event needs whole packs in it.
-  void sum_over(const Sums& sums) { fits_ &= sums.event % W == 0; }
-
-  bool fit() const { return fits_; }
-  const RowShape& shape() const { return shape_; }
 
  private:
-  bool fits_ = true;
-  RowShape shape_;
+  int64_t numel_, columns_, event_, narrowest_ = 8;
+  DType arithmetic_;
+  bool fits_ = true, is_plain_ = true;
 };
 
 }  // namespace fastvae::cuda

@@ -6,6 +6,13 @@
 
 namespace fastvae::cuda {
 
+// Leaves the seed and the offset for the backward pass.
+FASTVAE_DEVICE void keep(const Noise& noise, uint64_t seed, uint64_t offset) {
+  if (noise.keep == nullptr || blockIdx.x != 0 || threadIdx.x != 0) return;
+  noise.keep[0] = static_cast<int64_t>(seed);
+  noise.keep[1] = static_cast<int64_t>(offset);
+}
+
 // What one Philox call gives: four floats or two doubles.
 template <class T>
 constexpr int kPerCounter = 16 / sizeof(T);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "kernels.h"
 #include "memory.cuh"
@@ -11,13 +12,10 @@ namespace fastvae::cuda {
 
 constexpr int kThreads = 256;  // in a block
 constexpr int kWarp = 32;
-// Blocks of a grid for each multiprocessor: enough loads in flight to fill the memory bus. In float it holds all of
-// them at once, in double, which takes more registers, half of them.
-constexpr int kBlocksPerMultiprocessor = 4, kMostBlocks = 1024;
-template <class T>
-constexpr int kResidentBlocks = kBlocksPerMultiprocessor * sizeof(float) / sizeof(T);
+// Partial sums of one sum of everything.
+constexpr int kMostBlocks = 1024;
 // So few elements are quicker in one block than in two launches.
-constexpr int64_t kAlone = 16384;
+constexpr int64_t kAlone = 4096;
 // Elements of a sample that one group adds up: up to kShortEvent a warp takes a sample; beyond, a block takes a chunk.
 constexpr int64_t kShortEvent = 1024, kShortChunk = 4096, kLongChunk = 32768, kManyElements = int64_t(1) << 24;
 
@@ -109,7 +107,7 @@ FASTVAE_DEVICE double write(void* data, bool float64, int64_t i, double x) {
   return static_cast<float*>(data)[i] = static_cast<float>(x);
 }
 FASTVAE_DEVICE double put(const Sums& sums, int64_t i, double sum) {
-  return write(sums.data, sums.float64, i, sum / sums.divisor);
+  return write(sums.data, sums.float64, i, sum / sums.divisor / value_of(sums.divisor_at));
 }
 FASTVAE_DEVICE void combine(const Combination& c, int64_t i, double recon, double kl) {
   write(c.loss, c.float64, i, recon + c.beta * value_of(c.weight) * kl);
@@ -132,20 +130,37 @@ struct Target {
 // The one way in which kernels are launched.
 template <class Params>
 cudaError_t enqueue(void (*kernel)(Params), int64_t blocks, const Params& params, const Launch& launch) {
+  static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may take before CUDA 12.1");
   void* arguments[] = {const_cast<Params*>(&params)};
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, launch.stream);
 }
 
-int multiprocessors(int device);
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The number of blocks that a device runs at once. It is asked for once for each kernel and device.
+template <auto kKernel>
+int64_t resident_blocks(int device) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  auto& blocks = known[device % kDevices];
+  if (blocks == 0) {
+    int multiprocessors = 1, each = 1;
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, reinterpret_cast<const void*>(kKernel), kThreads, 0);
+    blocks = std::max(1, multiprocessors * each);
+  }
+  return blocks;
+}
+
+inline bool is_alone(int64_t numel, const Sums& sums) { return sums.event == 0 && numel > 0 && numel <= kAlone; }
 inline int64_t chunk_of(int64_t numel) { return numel <= kManyElements ? kShortChunk : kLongChunk; }
 
-// Of packs of `width` elements, `unroll` of which a thread takes at a time. (The sums of samples do not depend on the
-// device; those of everything do, by its number of multiprocessors.)
-inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, const Launch& launch) {
+// Of packs of `width` elements, `unroll` of which a thread takes at a time, to at most `most` blocks. (The sums of
+// samples do not depend on the device; those of everything do, by the number of blocks that it runs at once.)
+inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, int64_t most) {
   Work work;
-  const int64_t most = std::min(multiprocessors(launch.device) * kBlocksPerMultiprocessor, kMostBlocks);
-  if (numel == 0 && sums.event == 0) {  // nothing to read, but there may be sums to write
+  most = std::min<int64_t>(most, kMostBlocks);
+  if (numel == 0) {  // nothing to read, but there may be sums to write
     work.items = sums.data == nullptr ? 0 : sums.count;
     work.chunks = 1;
     work.blocks = static_cast<int>(std::min(work.items, most));
@@ -154,7 +169,8 @@ inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, co
   if (sums.event == 0) {
     work.row = numel / width;
     work.rest = static_cast<int>(numel % width);
-    const int64_t tiles = numel <= kAlone ? 1 : ceil_div(work.row, int64_t(kThreads) * unroll);
+    const bool alone = sums.data != nullptr && is_alone(numel, sums);
+    const int64_t tiles = alone ? 1 : std::max<int64_t>(1, ceil_div(work.row, int64_t(kThreads) * unroll));
     work.items = std::min(tiles, most);
     work.blocks = static_cast<int>(work.items);
     return work;
@@ -168,13 +184,5 @@ inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, co
   work.blocks = static_cast<int>(std::min(ceil_div(work.items, work.by_warp ? kThreads / kWarp : 1), most));
   return work;
 }
-
-inline Target target_of(const Work& work, const Sums& sums, double* partials) {
-  return {sums, sums.data == nullptr || work.is_whole() ? nullptr : partials};
-}
-
-// Adds up partial sums, those of one result lying together, and combines the results.
-cudaError_t finish(const Work& recon_work, const Target& recon, const Work& kl_work, const Target& kl,
-                   const Combination&, const Launch&);
 
 }  // namespace fastvae::cuda

@@ -7,40 +7,42 @@ namespace {
 
 struct ScaleParams {
   struct Part {
-    char* data;
+    RowOperand operand;
     int64_t numel;
-    DType dtype;
   };
   Part part[ScaleArgs::kMost];
   int count = 0;
   Number factor;
 };
 
-template <class S>
-FASTVAE_DEVICE void scale_part(const ScaleParams::Part& part, Arithmetic<S> factor) {
-  using T = Arithmetic<S>;
-  constexpr int W = 16 / sizeof(S);
-  S* const data = reinterpret_cast<S*>(part.data);
+template <class Access, class T>
+FASTVAE_DEVICE void scale_pack(const RowOperand& operand, int64_t pack, T factor) {
+  const auto at = Access::place({}, pack);
+  T x[Access::kWidth];
+  Access::unpack(operand, Access::load(operand, at), x);
+  FASTVAE_UNROLL
+  for (int j = 0; j < Access::kWidth; ++j) x[j] = x[j] * factor;
+  Access::store(operand, at, x);
+}
+
+template <class Access>
+FASTVAE_DEVICE void scale_part(const ScaleParams::Part& part, typename Access::Type factor) {
+  constexpr int W = Access::kWidth;
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
-  const int64_t packs = part.numel / W;
-  for (int64_t pack = thread; pack < packs; pack += threads) {
-    T x[W];
-    widen_pack(load_pack<S, W>(data + pack * W), x);
-    FASTVAE_UNROLL
-    for (int j = 0; j < W; ++j) x[j] = x[j] * factor;
-    store_pack(data + pack * W, narrow_pack<S, W>(x));
-  }
-  if (const int64_t i = packs * W + thread; i < part.numel) narrow(static_cast<T>(widen(data[i])) * factor, data[i]);
+  for (int64_t pack = thread; pack < part.numel / W; pack += threads) scale_pack<Access>(part.operand, pack, factor);
+  if (const int64_t i = part.numel / W * W + thread; i < part.numel)
+    scale_pack<typename Access::Singles>(part.operand, i, factor);
 }
 
 __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ ScaleParams p) {
   const double factor = value_of(p.factor);
   if (factor == 1) return;
   for (int t = 0; t < p.count; ++t) {
-    with_type(p.part[t].dtype, [&](auto type) {
-      using S = decltype(type);
-      scale_part<S>(p.part[t], static_cast<Arithmetic<S>>(factor));
-    });
+    if (p.part[t].operand.dtype == DType::float64) {
+      scale_part<Rows<double, 2, false>>(p.part[t], factor);
+    } else {
+      scale_part<Rows<float, 8, false>>(p.part[t], static_cast<float>(factor));
+    }
   }
 }
 
@@ -53,13 +55,14 @@ cudaError_t scale(const ScaleArgs& args, const Launch& launch) {
   for (; params.count < args.count; ++params.count) {
     const View& view = args.tensor[params.count];
     const int64_t numel = args.numel[params.count];
-    params.part[params.count] = {static_cast<char*>(view.data), numel, view.dtype};
-    most = std::max(most, ceil_div(numel * size_of(view.dtype), 16));
+    bool fits = true;  // contiguous
+    const RowFit rows(numel, 0, view.dtype == DType::float64 ? DType::float64 : DType::float32);
+    params.part[params.count] = {rows.operand(view, view.dtype == DType::float64 ? 2 : 8, fits), numel};
+    most = std::max(most, ceil_div(numel, 8));
   }
   if (most == 0) return cudaSuccess;
-  const int64_t blocks =
-      std::min<int64_t>(ceil_div(most, kThreads), multiprocessors(launch.device) * kBlocksPerMultiprocessor);
-  return enqueue(scale_kernel, blocks, params, launch);
+  return enqueue(scale_kernel, std::min(ceil_div(most, kThreads), resident_blocks<scale_kernel>(launch.device)), params,
+                 launch);
 }
 
 }  // namespace fastvae::cuda

@@ -1,6 +1,6 @@
-// exp, log and sin/cos of our own: a library's differ in the last bits between instruction sets, and the same inputs
-// must give the same bits on all of them. All is plain multiplication and addition (multiply_add is an FMA on CUDA
-// alone: the baseline has none), within about one unit of rounding. The coefficients are minimax.py's.
+// exp, log and sin/cos of our own: a library's differ in the last bits between instruction sets and devices, and the
+// same inputs must give the same bits on all of them. All is multiplication, addition and multiply_add, within about
+// one unit of rounding. The coefficients are minimax.py's.
 #pragma once
 
 #include "scalar.h"
@@ -23,6 +23,7 @@ struct Constants;
 
 template <>
 struct Constants<float> {
+  static constexpr float kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 1.17549435e-38f;
   static constexpr float kLog2E = 1.442695041f;
   static constexpr float kLn2 = 0.6931471806f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // hi has 9 bits: n * hi is exact
@@ -31,7 +32,7 @@ struct Constants<float> {
   static constexpr int kMantissa = 23, kBias = 127;
   template <class T>
   static FASTVAE_INLINE T exp_polynomial(T x) {
-    return polynomial(x, 0.4999999955f, 0.1666657732f, 0.04166685335f, 0.00836314038f, 0.001390128505f);
+    return polynomial(x, 1.0f, 1.0f, 0.4999999345f, 0.1666652069f, 0.04166838739f, 0.008368709861f, 0.001381461184f);
   }
   template <class T>
   static FASTVAE_INLINE T expm1_minus_polynomial(T x) {
@@ -40,20 +41,22 @@ struct Constants<float> {
   }
   template <class T>
   static FASTVAE_INLINE T log_polynomial(T x) {
-    return polynomial(x, 0.666666851f, 0.3998876405f, 0.2958051167f);
+    return polynomial(x, -0.5f, 0.3333333171f, -0.2500082103f, 0.2000122687f, -0.1662335753f, 0.14201758f,
+                      -0.1316018047f, 0.1276157735f, -0.0763450291f);
   }
   template <class T>
   static FASTVAE_INLINE T sin_polynomial(T x) {
-    return polynomial(x, -0.1666666464f, 0.008332744992f, -0.0001958736035f);
+    return polynomial(x, -0.1666665461f, 0.008332160762f, -0.0001951528315f);
   }
   template <class T>
   static FASTVAE_INLINE T cos_polynomial(T x) {
-    return polynomial(x, 0.04166666464f, -0.001388830097f, 2.454760803e-5f);
+    return polynomial(x, 1.0f, -0.5f, 0.04166664568f, -0.001388731625f, 2.443315701e-5f);
   }
 };
 
 template <>
 struct Constants<double> {
+  static constexpr double kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 2.2250738585072014e-308;
   static constexpr double kLog2E = 1.4426950408889634074;
   static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
@@ -62,33 +65,36 @@ struct Constants<double> {
   static constexpr int kMantissa = 52, kBias = 1023;
   template <class T>
   static FASTVAE_INLINE T exp_polynomial(T x) {
-    return polynomial(x, 0.5, 0.1666666666666667096, 0.04166666666666661845, 0.008333333333326167482,
-                      0.001388888888891795484, 1.984126987472074862e-4, 2.48015872457489392e-5, 2.755725551428419883e-6,
-                      2.755734961379914361e-7, 2.510517360883230208e-8, 2.088937562151309307e-9);
+    return polynomial(x, 1.0, 1.0, 0.5000000000000010617, 0.1666666666666641278, 0.0416666666665302659,
+                      0.00833333333349433299, 0.00138888889435977115, 0.0001984126950677970039,
+                      0.00002480149313617750499, 2.755758626635182813e-6, 2.763023392125934165e-7,
+                      2.500007231554546171e-8);
   }
   template <class T>
   static FASTVAE_INLINE T expm1_minus_polynomial(T x) {
-    return polynomial(x, 0.5, 0.1666666666666666666, 0.04166666666666666625, 0.008333333333333334483,
-                      0.001388888888888894377, 0.000198412698412687937, 0.00002480158730156168712,
-                      2.755731922444396629e-6, 2.755731922908388414e-7, 2.50521082788872398e-8, 2.087675664491309129e-9,
-                      1.60590569939215618e-10, 1.147072267359757261e-11, 7.646399645692621416e-13,
-                      4.783747534006655899e-14, 2.821674369410398944e-15, 1.406828735103575543e-16,
-                      1.29816664195909736e-17);
+    return polynomial(x, 0.4999999999999999988, 0.1666666666666667101, 0.04166666666666675456, 0.008333333333332386559,
+                      0.001388888888888103418, 0.0001984126984188253358, 0.00002480158730304115359,
+                      2.755731904889840893e-6, 2.755731953236298885e-7, 2.505213263633755083e-8,
+                      2.087663310130551458e-9, 1.605758852128391795e-10, 1.148381746826735204e-11,
+                      7.657042270867080914e-13, 4.342518330575930672e-14, 4.418081487241623774e-15);
   }
   template <class T>
   static FASTVAE_INLINE T log_polynomial(T x) {
-    return polynomial(x, 0.66666666666666697, 0.3999999999989917564, 0.2857142862610608799, 0.2222221111583547834,
-                      0.1818289036891846622, 0.1533168401012087405, 0.1461687568354731418);
+    return polynomial(x, -0.5, 0.3333333333333314376, -0.2499999999998797751, 0.2000000000006658736,
+                      -0.1666666666982551645, 0.1428571428009587741, -0.1249999969147531212, 0.1111111114733171918,
+                      -0.1000001520481934147, 0.09090923935161406593, -0.08332913576781160196, 0.07691529780663813867,
+                      -0.07149438980051575237, 0.0668458922348201839, -0.06196682976095000276, 0.05668379637721580185,
+                      -0.05677763278692590751, 0.06503472022965767757, -0.0598174270234584913, 0.0261514387625581);
   }
   template <class T>
   static FASTVAE_INLINE T sin_polynomial(T x) {
-    return polynomial(x, -0.1666666666666666459, 0.008333333333330924717, -1.984126983672780463e-4,
-                      2.755731608860384969e-6, -2.505112926326197758e-8, 1.591796200915622764e-10);
+    return polynomial(x, -0.1666666666666663073, 0.00833333333332211861, -0.0001984126982958954837,
+                      2.755731362138735752e-6, -2.505074776292234315e-8, 1.589623015366646328e-10);
   }
   template <class T>
   static FASTVAE_INLINE T cos_polynomial(T x) {
-    return polynomial(x, 0.04166666666666666538, -0.001388888888888738763, 2.480158729875323952e-5,
-                      -2.755731726608214278e-7, 2.087614522245102921e-9, -1.138256462059021616e-11);
+    return polynomial(x, 1.0, -0.5, 0.04166666666666659292, -0.001388888888887305639, 0.00002480158728885169491,
+                      -2.755731417929413058e-7, 2.087570084163937483e-9, -1.135853650487429434e-11);
   }
 };
 
@@ -111,7 +117,14 @@ FASTVAE_INLINE T exponential(T x) {
   x = at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest));
   const T n = multiply_add(x, T(C::kLog2E), T(C::kRound)) - T(C::kRound);
   const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
-  return scale_by_power(T(1) + multiply_add(r * r, C::exp_polynomial(r), r), n);
+  return scale_by_power(C::exp_polynomial(r), n);
+}
+
+// x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) it is 0 elsewhere:
+// the other branch's derivative must not be 0 times infinity.
+template <class Condition, class T>
+FASTVAE_INLINE T guarded(const Condition&, T x) {
+  return x;
 }
 
 // exp(x) - 1 and exp(x) - 1 - x, both to a few units of rounding everywhere. Near zero the second is x^2 times a
@@ -127,30 +140,77 @@ template <class T>
 FASTVAE_INLINE ExpParts<T> exp_parts(T x, T exp_x) {
   using C = Constants<ScalarOf<T>>;
   const auto small = (x > T(-1)) & (x < T(2));
-  const T near = x * x * C::expm1_minus_polynomial(x);
-  const T expm1 = select(small, near + x, exp_x - T(1));
-  return {expm1, select(small, near, expm1 - x)};
+  const T inside = guarded(small, x);
+  const T square = inside * inside, p = C::expm1_minus_polynomial(inside);
+  const T expm1 = select(small, multiply_add(square, p, inside), exp_x - T(1));
+  return {expm1, select(small, square * p, expm1 - x)};
 }
 template <class T>
 FASTVAE_INLINE ExpParts<T> exp_parts(T x) {
   return exp_parts(x, exponential(x));
 }
 
-// log of x / 2^kScale, a number in (0, 1], given 1 minus that number as well: near 1 only this has the digits. The
-// number is 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f), log(1 + f) = 2 s + s^3 p(s^2).
-template <int kScale, class T>
-FASTVAE_INLINE T logarithm(T x, T complement) {
+// x / 2^kScale, for a positive normal x, as 2^n m with m in [sqrt(1/2), sqrt(2)).
+template <class T>
+struct Split {
+  T n;
+  T m;
+  typename Traits<T>::Int exponent;  // n
+};
+template <int kScale = 0, class T>
+FASTVAE_INLINE Split<T> split(T x) {
   using C = Constants<ScalarOf<T>>;
   using Int = typename Traits<T>::Int;
   const Int sqrt_half = bit_cast<Int>(T(ScalarOf<T>(0.70710678118654752440)));
-  const Int one = Int(1) << C::kMantissa;
-  const Int t = bit_cast<Int>(x) - (sqrt_half + (Int(kScale) << C::kMantissa));  // e in the top bits
-  const T n = to_real(t >> C::kMantissa);
-  const T m = bit_cast<T>((t & (one - Int(1))) + sqrt_half);
-  const T f = select(n < T(0), m - T(1), -complement);
-  const T s = quotient(f, T(2) + f);
-  const T y = s * s;
-  return multiply_add(n, T(C::kLn2), s * multiply_add(y, C::log_polynomial(y), T(2)));
+  const Int t = bit_cast<Int>(x) - (sqrt_half + (Int(kScale) << C::kMantissa));  // n in the top bits
+  const Int n = t >> C::kMantissa;
+  return {to_real(n), bit_cast<T>((t & Int((Int(1) << C::kMantissa) - Int(1))) + sqrt_half), n};
+}
+
+// n ln2 + log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)]
+template <class T>
+FASTVAE_INLINE T logarithm_of_split(T n, T f) {
+  using C = Constants<ScalarOf<T>>;
+  return multiply_add(n, T(C::kLn2), multiply_add(f * f, C::log_polynomial(f), f));
+}
+
+// `result`, the log of x where x is positive and finite, and what it is elsewhere.
+template <class T>
+FASTVAE_INLINE T logarithm_at_ends(T x, T result) {
+  using C = Constants<ScalarOf<T>>;
+  return select(x > T(0), select(x < T(C::kInfinity), result, x), select(x == T(0), T(-C::kInfinity), T(C::kNan)));
+}
+
+template <class T>
+FASTVAE_INLINE T logarithm(T x) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  const auto subnormal = x < T(C::kSmallestNormal);
+  const auto s = split(select(subnormal, x * T(S(uint64_t(1) << C::kMantissa)), x));
+  const T n = select(subnormal, s.n - T(S(C::kMantissa)), s.n);
+  return logarithm_at_ends(x, logarithm_of_split(n, s.m - T(1)));
+}
+
+// log(1 + x): what rounding 1 + x loses comes back beside the mantissa.
+template <class T>
+FASTVAE_INLINE T log1p(T x) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  using Int = typename Traits<T>::Int;
+  const T u = x + T(1);
+  const T lost = x - (u - T(1));
+  const auto s = split(u);
+  const T scale = bit_cast<T>((Int(C::kBias + 2) - s.exponent) << C::kMantissa);  // 4 / 2^n, which never overflows
+  const T f = select(s.n == T(0), x, multiply_add(lost * T(S(0.25)), scale, s.m - T(1)));
+  return select(x == T(0), x, logarithm_at_ends(u, logarithm_of_split(s.n, f)));  // 0 keeps its sign
+}
+
+// log of x / 2^kScale, a number in (0, 1], given that number minus 1 as well: near 1 only this has the digits. It is
+// not looked at below sqrt(1/2).
+template <int kScale, class T>
+FASTVAE_INLINE T logarithm_of_fraction(T x, T minus_one) {
+  const auto s = split<kScale>(x);
+  return logarithm_of_split(s.n, select(s.n < T(0), s.m - T(1), minus_one));
 }
 
 // sin and cos for |x| <= pi / 4.
@@ -158,8 +218,8 @@ template <class T>
 FASTVAE_INLINE void sine_cosine(T x, T& sine, T& cosine) {
   using C = Constants<ScalarOf<T>>;
   const T y = x * x;
-  sine = multiply_add(x, y * C::sin_polynomial(y), x);
-  cosine = multiply_add(y, multiply_add(y, C::cos_polynomial(y), T(ScalarOf<T>(-0.5))), T(1));
+  sine = multiply_add(x * y, C::sin_polynomial(y), x);
+  cosine = C::cos_polynomial(y);
 }
 
 FASTVAE_NAMESPACE_END

@@ -36,7 +36,19 @@ FASTVAE_INLINE T number_from_word(UInt word, double) {
   using Int = typename Traits<T>::Int;
   const UInt bits = word >> 11;
   const T high = to_real(bit_cast<Int>(bits >> 32)), low = to_real(bit_cast<Int>(bits & UInt(0xffffffffu)));
-  return (high * T(4294967296.0) + low) + T(0.5);
+  return multiply_add(high, T(4294967296.0), low) + T(0.5);
+}
+
+// That number over 2^bits, minus 1: from the word's complement, so that it has all its digits near 0. Of the float one
+// only what is above -1/2 counts: a signed conversion is enough for it, and costs least.
+template <class T, class UInt>
+FASTVAE_INLINE T minus_one_from_word(UInt word, float) {
+  const T complement = to_real(bit_cast<typename Traits<T>::Int>(~word));
+  return multiply_add(complement, T(-2.3283064365386963e-10f), T(-1.1641532182693481e-10f));  // 2^-32, 2^-33
+}
+template <class T, class UInt>
+FASTVAE_INLINE T minus_one_from_word(UInt word, double) {
+  return number_from_word<T>(~word, double()) * T(-1.1102230246251565e-16);  // 2^-53
 }
 
 // A signed fraction of a quarter turn, in radians: within pi / 4 of zero.
@@ -57,8 +69,8 @@ FASTVAE_INLINE void box_muller(UInt radius_word, UInt angle_word, T& first, T& s
   using S = ScalarOf<T>;
   using Int = typename Traits<T>::Int;
   constexpr int kBits = 8 * sizeof(S), kDigits = sizeof(S) == 4 ? 32 : 53;
-  const T complement = number_from_word<T>(~radius_word, S()) * T(S(1) / S(uint64_t(1) << kDigits));
-  const T log_u = logarithm<kDigits>(number_from_word<T>(radius_word, S()), complement);
+  const T log_u =
+      logarithm_of_fraction<kDigits>(number_from_word<T>(radius_word, S()), minus_one_from_word<T>(radius_word, S()));
   const T radius = square_root(log_u * T(S(-2)));
   // The word is quadrant / 4 of a turn, rounded, and a signed rest: its bits below the quadrant's two.
   T sine, cosine;

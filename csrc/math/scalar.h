@@ -38,28 +38,31 @@ FASTVAE_INLINE To bit_cast(const From& from) {
 FASTVAE_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FASTVAE_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
-// a b + c. A CUDA device rounds it once, for the price of one operation; the CPU twice, since its instruction sets must
-// agree.
-template <class T>
-FASTVAE_INLINE T multiply_add(T a, T b, T c) {
-#if defined(__CUDA_ARCH__)
-  return fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
+FASTVAE_INLINE float absolute(float x) { return fabsf(x); }
+FASTVAE_INLINE double absolute(double x) { return fabs(x); }
 
-// On a CUDA device the float ones are its approximations, within two units of rounding, for numbers that are neither
-// very small nor very large: the exact ones take ten times as long.
+// a b + c, rounded once, on every device and instruction set. The compiler never makes one of a product and a sum
+// (-ffp-contract=off): a formula has the same roundings wherever it is compiled, since it names them.
+FASTVAE_INLINE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+FASTVAE_INLINE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// Rounded to the nearest, for x >= 2^-100. On a CUDA device the float one is what the compiler makes of sqrt.rn for
+// such numbers on every architecture, without its branch for the others: as fast as the approximation, and with the
+// CPU's bits.
 FASTVAE_INLINE float square_root(float x) {
 #if defined(__CUDA_ARCH__)
-  asm("sqrt.approx.f32 %0, %0;" : "+f"(x));
-  return x;
+  float reciprocal;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  const float root = x * reciprocal;
+  return multiply_add(multiply_add(-root, root, x), 0.5f * reciprocal, root);
 #else
   return sqrtf(x);
 #endif
 }
 FASTVAE_INLINE double square_root(double x) { return sqrt(x); }
+
+// On a CUDA device the float one is its approximation, within two units of rounding, for b that is neither very small
+// nor very large: the exact one takes ten times as long.
 FASTVAE_INLINE float quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fdividef(a, b);
@@ -89,7 +92,13 @@ FASTVAE_INLINE float to_real_unsigned(uint32_t word) { return static_cast<float>
 
 // The low 32 bits of a times m, in full.
 FASTVAE_INLINE uint64_t multiply_low32(uint64_t a, uint32_t m) {
+#if defined(__CUDA_ARCH__)  // the compiler would add the product's upper words once more, as zeros
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(m));
+  return product;
+#else
   return static_cast<uint64_t>(static_cast<uint32_t>(a)) * m;
+#endif
 }
 
 FASTVAE_NAMESPACE_END

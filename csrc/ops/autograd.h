@@ -22,6 +22,7 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/function.h>
@@ -35,14 +36,11 @@
 #include <mutex>
 #include <tuple>
 
-#include "device.h"
+#include "pass.h"
 
 namespace fastvae {
 
 using torch::autograd::variable_list;
-
-template <size_t N>
-using Wants = std::array<bool, N>;
 
 // ---- Registration.
 
@@ -115,6 +113,12 @@ inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
     if (is_transformed(t)) return false;
   }
   return !at::SavedTensorDefaultHooks::get_hooks().has_value();
+}
+
+// (See lift_numbers.)
+inline void lift(torch::autograd::SavedVariable& saved, at::ArrayRef<double> numbers) {
+  if (saved.unpack().defined()) return;
+  saved = torch::autograd::SavedVariable(at::tensor(numbers, at::kDouble), /*is_output=*/false);
 }
 
 template <class Op, class = void>
@@ -236,8 +240,7 @@ Wants<N> wanted(const std::array<Tensor, N>& inputs) {
   return wants;
 }
 
-// ---- Forward mode: a result's tangent is the sum of its inputs' tangents times its derivatives, which
-// differentiable_backward gives.
+// ---- Forward mode: a result's tangent is the sum of its inputs' tangents times its derivatives (composed.h).
 
 // The tangents of the inputs, undefined where there is none.
 template <size_t N>
@@ -250,32 +253,23 @@ std::array<Tensor, N> tangents_of(const std::array<Tensor, N>& inputs) {
 }
 
 template <size_t N>
-Wants<N> defined(const std::array<Tensor, N>& tensors) {
-  Wants<N> are;
-  for (size_t i = 0; i < N; ++i) are[i] = tensors[i].defined();
-  return are;
-}
-
-// The primal value of an input, widened so that no derivative is rounded to 16 bits.
-inline Tensor wide_primal(const Tensor& t) { return t.defined() ? widened(t._fw_primal(/*level=*/0)) : t; }
-
-// The sum of derivative times tangent over the inputs that have one; undefined if none has.
-template <size_t N>
-Tensor along(const variable_list& derivatives, const std::array<Tensor, N>& tangents) {
-  Tensor sum;
-  for (size_t i = 0; i < N; ++i) {
-    if (!tangents[i].defined()) continue;
-    const Tensor term = derivatives[i] * widened(tangents[i]);
-    sum = sum.defined() ? sum + term : term;
-  }
-  return sum;
+bool any_defined(const std::array<Tensor, N>& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined(); });
 }
 
 inline void set_tangent(const Tensor& result, const Tensor& tangent) {
   if (tangent.defined()) result._set_fw_grad(tangent.to(result.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
 }
 
-// Puts a list that holds the wanted gradients only back into one place for each input.
+// The schema of an op that returns gradients has no place for absent ones: it returns those that are wanted. Here they
+// come back into one place for each input.
+inline std::vector<Tensor> defined_only(at::ArrayRef<Tensor> tensors) {
+  std::vector<Tensor> list;
+  for (const Tensor& t : tensors) {
+    if (t.defined()) list.push_back(t);
+  }
+  return list;
+}
 template <size_t N>
 variable_list placed(const std::vector<Tensor>& wanted, const std::array<bool, N>& wants) {
   variable_list all(N);

@@ -37,24 +37,16 @@ void on_cuda(const Tensor& on, int64_t partials, F launch) {
 
 }  // namespace
 
-void run_reconstruction(const Tensor& on, const ReconstructionArgs& args, int64_t numel, const Sums& sums) {
+void run_pass(const Tensor& on, const PassArgs& args) {
   if (on.is_meta()) return;
-  FASTVAE_ON_CUDA(on, cuda::partials(numel, sums), reconstruction(args, numel, sums, launch))
-  cpu::reconstruction(args, numel, sums);
+  FASTVAE_ON_CUDA(on, cuda::partials(args), pass(args, launch))
+  cpu::pass(args);
 }
 
-void run_latent(const Tensor& on, const LatentArgs& args, int64_t numel, const Sums& sums) {
+void run_objective(const Tensor& on, const PassArgs& recon, const PassArgs& kl, const Combination& combination) {
   if (on.is_meta()) return;
-  FASTVAE_ON_CUDA(on, cuda::partials(numel, sums), latent(args, numel, sums, launch))
-  cpu::latent(args, numel, sums);
-}
-
-void run_objective(const Tensor& on, const ReconstructionArgs& recon_args, int64_t recon_numel, const Sums& recon,
-                   const LatentArgs& kl_args, int64_t kl_numel, const Sums& kl, const Combination& combination) {
-  if (on.is_meta()) return;
-  FASTVAE_ON_CUDA(on, cuda::partials(recon_numel, recon, kl_numel, kl),
-                  objective(recon_args, recon_numel, recon, kl_args, kl_numel, kl, combination, launch))
-  cpu::objective(recon_args, recon_numel, recon, kl_args, kl_numel, kl, combination);
+  FASTVAE_ON_CUDA(on, cuda::partials(recon, kl), objective(recon, kl, combination, launch))
+  cpu::objective(recon, kl, combination);
 }
 
 void run_normal(const Tensor& on, const NormalArgs& args, int64_t numel) {

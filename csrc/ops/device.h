@@ -1,15 +1,20 @@
 // Runs a kernel on the device that its tensors are on; on Meta, where there is nothing to run, not at all.
 #pragma once
 
-#include "common.h"
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "../kernels.h"
 
 namespace fastvae {
 
+using at::Tensor;
+
 // `on` is any of the tensors.
-void run_reconstruction(const Tensor& on, const ReconstructionArgs&, int64_t numel, const Sums&);
-void run_latent(const Tensor& on, const LatentArgs&, int64_t numel, const Sums&);
-void run_objective(const Tensor& on, const ReconstructionArgs&, int64_t recon_numel, const Sums& recon,
-                   const LatentArgs&, int64_t kl_numel, const Sums& kl, const Combination&);
+void run_pass(const Tensor& on, const PassArgs&);
+void run_objective(const Tensor& on, const PassArgs& recon, const PassArgs& kl, const Combination&);
 void run_normal(const Tensor& on, const NormalArgs&, int64_t numel);
 void run_scale(const Tensor& on, const ScaleArgs&);
 

@@ -1,21 +1,28 @@
-// Tensors as the numbers that csrc/math's formulas are written in. A formula is then a chain of aten ops, one for each
-// of its operations: slow by itself, and fused by a compiler.
+// Tensors as the numbers that formulas are written in. A formula is then a chain of aten ops, one for each of its
+// operations: slow by itself, fused by a compiler, and differentiable.
 #pragma once
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/log1p.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/sqrt.h>
 #include <ATen/ops/where.h>
 
-#include "../math/scalar.h"
-#include "common.h"
+#include "../formulas/formula.h"
 
 namespace fastvae {
 
 template <class S>  // float or double, as the tensor's dtype
 struct Elements {
-  Tensor tensor;  // undefined: a constant
+  at::Tensor tensor;  // undefined: a constant
   S constant = 0;
+  Elements() = default;
   explicit Elements(S x) : constant(x) {}
-  explicit Elements(Tensor t) : tensor(std::move(t)) {}
+  explicit Elements(at::Tensor t) : tensor(std::move(t)) {}
 };
 
 template <class S>
@@ -30,29 +37,67 @@ auto combine(const Elements<S>& a, const Elements<S>& b, Op op) {
   return b.tensor.defined() ? op(a.tensor, b.tensor) : op(a.tensor, at::Scalar(b.constant));
 }
 
+#define FASTVAE_BINARY(op)                                                                        \
+  template <class S>                                                                              \
+  Elements<S> operator op(const Elements<S>& a, const Elements<S>& b) {                           \
+    if (!a.tensor.defined() && !b.tensor.defined()) return Elements<S>(a.constant op b.constant); \
+    return Elements<S>(combine(a, b, [](const auto& x, const auto& y) { return x op y; }));       \
+  }
+FASTVAE_BINARY(+)
+FASTVAE_BINARY(-)
+FASTVAE_BINARY(*)
+FASTVAE_BINARY(/)
+#undef FASTVAE_BINARY
+
+#define FASTVAE_COMPARE(op)                                                    \
+  template <class S>                                                           \
+  at::Tensor operator op(const Elements<S>& a, const Elements<S>& b) {         \
+    return combine(a, b, [](const auto& x, const auto& y) { return x op y; }); \
+  }
+FASTVAE_COMPARE(>)
+FASTVAE_COMPARE(<)
+FASTVAE_COMPARE(==)
+FASTVAE_COMPARE(!=)
+#undef FASTVAE_COMPARE
+
 template <class S>
-Elements<S> operator+(const Elements<S>& a, const Elements<S>& b) {
-  return Elements<S>(combine(a, b, [](const auto& x, const auto& y) { return x + y; }));
+Elements<S> operator-(const Elements<S>& a) {
+  return a.tensor.defined() ? Elements<S>(at::neg(a.tensor)) : Elements<S>(-a.constant);
+}
+
+template <class S>
+Elements<S> select(const at::Tensor& condition, const Elements<S>& yes, const Elements<S>& no) {
+  const auto full = [&](const Elements<S>& e) {
+    return e.tensor.defined()
+               ? e.tensor
+               : at::scalar_tensor(e.constant, condition.options().dtype(c10::CppTypeToScalarType<S>::value));
+  };
+  return Elements<S>(at::where(condition, full(yes), full(no)));
 }
 template <class S>
-Elements<S> operator-(const Elements<S>& a, const Elements<S>& b) {
-  return Elements<S>(combine(a, b, [](const auto& x, const auto& y) { return x - y; }));
+Elements<S> guarded(const at::Tensor& condition, const Elements<S>& x) {
+  return select(condition, x, Elements<S>(S(0)));
+}
+
+#define FASTVAE_FUNCTION(name, function)                                                             \
+  template <class S>                                                                                 \
+  Elements<S> name(const Elements<S>& x) {                                                           \
+    return x.tensor.defined() ? Elements<S>(at::function(x.tensor)) : Elements<S>(name(x.constant)); \
+  }
+FASTVAE_FUNCTION(absolute, abs)
+FASTVAE_FUNCTION(exponential, exp)
+FASTVAE_FUNCTION(square_root, sqrt)
+FASTVAE_FUNCTION(logarithm, log)
+FASTVAE_FUNCTION(log1p, log1p)
+#undef FASTVAE_FUNCTION
+
+template <class S>
+Elements<S> quotient(const Elements<S>& a, const Elements<S>& b) {
+  return a / b;
 }
 template <class S>
-Elements<S> operator*(const Elements<S>& a, const Elements<S>& b) {
-  return Elements<S>(combine(a, b, [](const auto& x, const auto& y) { return x * y; }));
-}
-template <class S>
-Tensor operator>(const Elements<S>& a, const Elements<S>& b) {
-  return combine(a, b, [](const auto& x, const auto& y) { return x > y; });
-}
-template <class S>
-Tensor operator<(const Elements<S>& a, const Elements<S>& b) {
-  return combine(a, b, [](const auto& x, const auto& y) { return x < y; });
-}
-template <class S>
-Elements<S> select(const Tensor& condition, const Elements<S>& yes, const Elements<S>& no) {
-  return Elements<S>(at::where(condition, yes.tensor, no.tensor));
+Elements<S> multiply_add(const Elements<S>& a, const Elements<S>& b, const Elements<S>& c) {
+  return a * b + c;
 }
 
 }  // namespace fastvae

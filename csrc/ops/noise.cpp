@@ -1,4 +1,6 @@
 // The noise by itself, the state that makes it, and the scaling of kept gradients.
+#include "noise.h"
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
@@ -6,7 +8,8 @@
 #include <ATen/ops/randn_like.h>
 
 #include "../math/philox.h"
-#include "latent.h"
+#include "autograd.h"
+#include "views.h"
 
 namespace fastvae {
 namespace {
@@ -116,6 +119,7 @@ void scale_gradients(variable_list& gradients, const Tensor& g) {
   args.factor = number_of(g);
   for (const Tensor& t : gradients) {
     if (!t.defined() || t.numel() == 0) continue;
+    TORCH_INTERNAL_ASSERT(args.count < ScaleArgs::kMost);
     args.tensor[args.count] = view_of(t, memory_order({t}, /*keep_batch=*/false));
     args.numel[args.count++] = t.numel();
   }

@@ -1,6 +1,9 @@
 // CUDA on the CPU, as far as csrc/cuda needs it, so that the kernels can be run where there is no GPU: one block after
-// the other, its threads as fibers that take turns at each barrier and shuffle. It shows where a kernel reads and
-// writes and what it adds up; nothing about races between blocks, speed, or the device's own arithmetic.
+// the other, its threads as fibers. It shows where a kernel reads and writes, what it adds up, and barriers that are
+// missing; nothing about races between blocks, speed, or the device's own arithmetic.
+//
+// FASTVAE_EMULATED_MULTIPROCESSORS (7): how many the device has; few, so that blocks have to go round more than once.
+// FASTVAE_EMULATED_ORDER=reversed: the last block runs first.
 #pragma once
 
 #include <ucontext.h>
@@ -12,6 +15,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <random>
+#include <string>
 #include <vector>
 
 #define __global__
@@ -20,7 +25,8 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static  // one block runs at a time
+// One block runs at a time. In a section of its own, so that it can be filled before each block.
+#define __shared__ __attribute__((section("fastvae_shared"))) static
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
@@ -29,10 +35,10 @@ struct dim3 {
   unsigned x;
   explicit dim3(unsigned x) : x(x) {}
 };
-struct uint4 {
+struct alignas(16) uint4 {  // the CPU, too, stops where an aligned pack is not
   uint32_t x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
 struct float2 {
@@ -41,19 +47,26 @@ struct float2 {
 
 namespace emulation {
 
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "emulation: %s\n", why);
+  std::abort();
+}
+
 struct Index {
   unsigned x = 0;
 };
 inline Index thread_index, block_index, grid_size;
 
+// Threads that wait for one another.
+struct Barrier {
+  int arrived = 0;
+  int64_t generation = 0;
+};
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(1 << 18);
   bool done = false;
-};
-// Threads that wait for one another.
-struct Barrier {
-  int arrived = 0;
+  const Barrier* waits_for = nullptr;  // until it has another generation
   int64_t generation = 0;
 };
 
@@ -63,6 +76,7 @@ inline std::function<void()> body;
 inline Barrier block_barrier;
 inline std::vector<Barrier> warp_barriers;
 inline std::vector<double> shuffled;
+inline std::mt19937 order;
 
 inline void enter() {
   body();
@@ -72,34 +86,58 @@ inline void enter() {
 }
 
 inline void wait(Barrier& barrier, int threads) {
-  const int64_t mine = barrier.generation;
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
     ++barrier.generation;
     return;
   }
-  while (barrier.generation == mine) swapcontext(&fibers[thread_index.x].context, &scheduler);
+  Fiber& fiber = fibers[thread_index.x];
+  fiber.waits_for = &barrier;
+  fiber.generation = barrier.generation;
+  swapcontext(&fiber.context, &scheduler);
 }
 
+// Runs the block's warps in random order, each until all its threads wait for the other warps or are done: a warp runs
+// as far ahead of the others as barriers let it.
 inline void run_block(int threads) {
   block_barrier = {};
   warp_barriers.assign(threads / 32, {});
   for (Fiber& fiber : fibers) {
     fiber.done = false;
+    fiber.waits_for = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
     makecontext(&fiber.context, enter, 0);
   }
-  for (int left = threads, turns = 0; left > 0; ++turns) {
-    if (turns > 1000000) std::fputs("emulation: the threads of a block wait for each other\n", stderr), std::abort();
-    for (int t = 0; t < threads; ++t) {
-      if (fibers[t].done) continue;
-      thread_index.x = t;
-      swapcontext(&scheduler, &fibers[t].context);
-      left -= fibers[t].done;
+  std::vector<int> warps(threads / 32);
+  for (size_t w = 0; w < warps.size(); ++w) warps[w] = static_cast<int>(w);
+  for (int left = threads; left > 0;) {
+    std::shuffle(warps.begin(), warps.end(), order);
+    bool moved = false;
+    for (const int warp : warps) {
+      for (bool again = true; again;) {
+        again = false;
+        for (int t = 32 * warp; t < 32 * warp + 32; ++t) {
+          Fiber& fiber = fibers[t];
+          if (fiber.done || (fiber.waits_for != nullptr && fiber.waits_for->generation == fiber.generation)) continue;
+          fiber.waits_for = nullptr;
+          thread_index.x = t;
+          swapcontext(&scheduler, &fiber.context);
+          left -= fiber.done;
+          again = moved = true;
+        }
+      }
     }
+    if (!moved) fail("the threads of a block wait for each other");
   }
+}
+
+extern "C" char __start_fastvae_shared[], __stop_fastvae_shared[];
+
+inline const char* setting(const char* name, const char* otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
 }
 
 }  // namespace emulation
@@ -112,23 +150,31 @@ template <class Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 blocks, dim3 threads, void** arguments, size_t,
                              cudaStream_t) {
   if (blocks.x == 0 || threads.x % 32 != 0) return cudaErrorInvalidValue;
+  static const bool reversed = std::string(emulation::setting("FASTVAE_EMULATED_ORDER", "")) == "reversed";
   emulation::fibers.resize(threads.x);
   emulation::shuffled.resize(threads.x);
   emulation::grid_size.x = blocks.x;
   emulation::body = [&] { kernel(*static_cast<const Params*>(arguments[0])); };
   for (unsigned b = 0; b < blocks.x; ++b) {
-    emulation::block_index.x = b;
+    emulation::block_index.x = reversed ? blocks.x - 1 - b : b;
+    std::memset(emulation::__start_fastvae_shared, 0xff,
+                emulation::__stop_fastvae_shared - emulation::__start_fastvae_shared);
     emulation::run_block(static_cast<int>(threads.x));
   }
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = 7;  // few, so that blocks have to go round more than once
+  *value = std::atoi(emulation::setting("FASTVAE_EMULATED_MULTIPROCESSORS", "7"));
+  return cudaSuccess;
+}
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* value, const void*, int, size_t) {
+  *value = 2;
   return cudaSuccess;
 }
 
 inline void __syncthreads() { emulation::wait(emulation::block_barrier, static_cast<int>(emulation::fibers.size())); }
-inline double __shfl_xor_sync(uint32_t, double x, int mask) {
+inline double __shfl_xor_sync(uint32_t threads, double x, int mask) {
+  if (threads != 0xffffffffu) emulation::fail("a shuffle without some of the warp's threads");
   const unsigned thread = emulation::thread_index.x;
   emulation::Barrier& warp = emulation::warp_barriers[thread / 32];
   emulation::shuffled[thread] = x;
@@ -148,7 +194,10 @@ To emulated_cast(From from) {
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
-inline void __stwb(uint4* to, uint4 x) { *to = x; }
+template <class T>
+void __stwb(T* to, T x) {
+  *to = x;
+}
 inline float __uint_as_float(uint32_t x) { return emulated_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return emulated_cast<uint32_t>(x); }
 inline double __hiloint2double(uint32_t high, uint32_t low) {

@@ -1,0 +1,16 @@
+// The functions of csrc/math by themselves, as the kernels of an instruction set compute them: for the tests.
+#pragma once
+
+#include "../math/config.h"
+
+namespace fastvae::cpu {
+
+enum class Function : int { multiply_add, exponential, expm1, expm1_minus, logarithm, log1p, sine, cosine };
+
+// out[i] = function(x[0][i], x[1][i], x[2][i]), as many arguments as it has; float, or double if float64.
+using Functions = void (*)(Function, bool float64, const void* const* x, void* out, int64_t n);
+
+// functions.cpp is compiled once for each of these.
+extern const Functions functions_baseline, functions_avx2, functions_avx512;
+
+}  // namespace fastvae::cpu

@@ -1,0 +1,42 @@
+// Binary cross-entropy, -x log p - (1 - x) log(1 - p), from logits and from probabilities.
+#pragma once
+
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// p = 1 / (1 + e^-l), as torch.nn.functional.binary_cross_entropy_with_logits has it: with t = e^-|l|, two terms that
+// are never negative, and a derivative p - x that keeps its digits where p is near x.
+struct Bernoulli : Formula {
+  static constexpr const char* kName = "bernoulli";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
+    const T l = in[0], x = in[1];
+    const T t = exponential(-absolute(l));
+    const T rest = quotient(t, T(1) + t);  // of p, or of 1 - p
+    const auto negative = l < T(0);
+    const T line = select(negative, -x * l, (T(1) - x) * l);
+    return {line + log1p(t), {select(negative, rest - x, (T(1) - x) - rest), -l}};
+  }
+};
+
+// As torch.nn.functional.binary_cross_entropy has it: logarithms end at -100, and the derivative is not that of the
+// clamped value but (p - x) / max(p (1 - p), 1e-12). NaN for a p outside [0, 1].
+struct BernoulliProbabilities : Formula {
+  static constexpr const char* kName = "bernoulli_probabilities";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
+    using S = ScalarOf<T>;
+    const T p = in[0], x = in[1];
+    const T log_p = logarithm(p), log_rest = log1p(-p), least = T(S(-100));
+    const T variance = at_least(p * (T(1) - p), T(S(1e-12)));
+    return {-(x * at_least(log_p, least) + (T(1) - x) * at_least(log_rest, least)),
+            {quotient(p - x, variance), log_rest - log_p}};
+  }
+};
+
+FASTVAE_NAMESPACE_END

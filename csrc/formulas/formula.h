@@ -1,0 +1,80 @@
+// What a formula is. A likelihood or a divergence is one file in this folder and one line in list.h:
+//
+//   struct Laplace : Formula {
+//     static constexpr const char* kName = "laplace";
+//     static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"log_scale", kParameter}};
+//     static constexpr bool kHasMean = true;
+//     template <class T>
+//     static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T* number);
+//   };
+//
+// `at` gives the value of one element and its derivatives. T is float, double, a vector of them, or a tensor
+// (ops/elements.h): the CPU's passes, CUDA's and the composed form in aten ops are this one text. `number` are
+// constants that a user chooses, such as Huber's delta.
+#pragma once
+
+#include "../math/elementary.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+enum Role {
+  kMain,       // what the encoder or decoder makes; its shape is the others'
+  kData,       // the target: integers are read as well
+  kParameter,  // broadcasts to the main input; where it does, its gradient is summed
+};
+
+struct Argument {
+  const char* name;
+  Role role;
+};
+
+// The value of an element, and its derivatives by the inputs in their order.
+template <class T, int n>
+struct Terms {
+  T value;
+  T d[n];
+};
+
+// What most formulas share.
+struct Formula {
+  static constexpr int kNumbers = 0;            // how many constants of its own it has
+  static constexpr bool kHasMean = false;       // its first input is a mean: an activation may stand before it
+  static constexpr bool kLight = false;         // so little arithmetic that a pass without extras is compiled as well
+  static constexpr bool kCounts = false;        // its data are counts
+  static constexpr bool kUsesVariance = false;  // there is an `at` that takes exp(logvar) besides
+};
+
+template <class F>
+constexpr int kInputsOf = sizeof(F::kInputs) / sizeof(Argument);
+
+// What stands between the decoder's output and the mean, if it is part of the pass.
+enum class Activation : int { none, sigmoid, tanh };
+
+template <class T>
+struct Activated {
+  T value;
+  T slope;
+};
+
+// 1 / (1 + e^-l), all from t = e^-|l|, which cannot overflow.
+template <class T>
+FASTVAE_INLINE Activated<T> sigmoid(T l) {
+  const T t = exponential(-absolute(l));
+  const T q = quotient(T(1), T(1) + t);
+  return {select(l < T(0), t * q, q), t * q * q};
+}
+
+// With e = e^(-2|l|): tanh |l| = (1 - e) / (1 + e), near 0 by the digits of expm1, elsewhere as 1 - 2 e / (1 + e); the
+// slope is 4 e / (1 + e)^2.
+template <class T>
+FASTVAE_INLINE Activated<T> hyperbolic_tangent(T l) {
+  const T x = T(ScalarOf<T>(-2)) * absolute(l);
+  const T e = exponential(x), u = exp_parts(x, e).expm1;
+  const T divisor = T(1) + e, q = quotient(T(1), divisor), rough = -u * q;
+  // What the product with 1 / (1 + e) rounds away comes back, as from a division.
+  const T near = multiply_add(multiply_add(-rough, divisor, -u), q, rough), far = multiply_add(-(e + e), q, T(1));
+  const T size = select(x > T(-1), near, far);
+  return {select(l < T(0), -size, size), T(4) * e * q * q};
+}
+
+FASTVAE_NAMESPACE_END

@@ -1,0 +1,23 @@
+// -log N(x; recon_x, exp(logvar)) = (logvar + (recon_x - x)^2 e^-logvar) / 2 + log(2 pi) / 2.
+#pragma once
+
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+struct Gaussian : Formula {
+  static constexpr const char* kName = "gaussian_logvar";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"logvar", kParameter}};
+  static constexpr bool kHasMean = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
+    const T delta = in[0] - in[1], logvar = in[2], half = T(ScalarOf<T>(0.5));
+    // Never delta^2 first, which overflows; nor 0 times infinity.
+    const T pull = select(delta == T(0), delta, delta * exponential(-logvar));
+    const T square = delta * pull;
+    return {half * (logvar + square), {pull, -pull, half * (T(1) - square)}};
+  }
+};
+
+FASTVAE_NAMESPACE_END

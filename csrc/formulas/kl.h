@@ -1,0 +1,56 @@
+// The KL divergence of the encoder's Gaussian N(mu, exp(logvar)) from the prior. Kingma and Welling, Auto-Encoding
+// Variational Bayes (2014), appendix B.
+#pragma once
+
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// KL(N(mu, e^l) || N(0, 1)) = ((e^l - 1 - l) + mu^2) / 2: a sum of two terms that are never negative.
+struct KlStandard : Formula {
+  static constexpr const char* kName = "kl_standard";
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}};
+  static constexpr bool kLight = true;
+
+  static constexpr bool kUsesVariance = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T* number) {
+    return at(in, number, exponential(in[1]));
+  }
+  // `variance` is exp(logvar), for a pass that has it already, as sigma^2 of a sample. Near 1, where its digits are not
+  // enough, it is not used.
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*, T variance) {
+    const T mu = in[0], half = T(ScalarOf<T>(0.5));
+    const ExpParts<T> e = exp_parts(in[1], variance);
+    return {half * multiply_add(mu, mu, e.expm1_minus), {mu, half * e.expm1}};
+  }
+};
+
+// KL(N(mu, e^l) || N(mu_p, e^p)) = ((e^d - 1 - d) + delta^2 e^-p) / 2 with d = l - p, delta = mu - mu_p.
+struct KlBetween : Formula {
+  static constexpr const char* kName = "kl_between";
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}, {"mu_p", kMain}, {"logvar_p", kMain}};
+  static constexpr bool kLight = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 4> at(const T (&in)[4], const T*) {
+    const T mu = in[0], logvar = in[1], mu_p = in[2], logvar_p = in[3], half = T(ScalarOf<T>(0.5));
+    // What rounding d loses comes back to first order: e^d - 1 - d has the derivative e^d - 1, which is large where it
+    // matters.
+    const T d = logvar - logvar_p;
+    const T back = d - logvar;
+    const T lost = (logvar - (d - back)) - (logvar_p + back);  // Knuth's two-sum: d + lost = logvar - logvar_p exactly
+    ExpParts<T> e = exp_parts(d);
+    // Where either is infinite there is nothing to correct, only NaN to make.
+    const auto finite = (lost == lost) & (e.expm1 - e.expm1 == T(0));
+    e.expm1_minus = e.expm1_minus + select(finite, e.expm1 * lost, T(0));
+    e.expm1 = e.expm1 + select(finite, (e.expm1 + T(1)) * lost, T(0));
+    const T delta = mu - mu_p;
+    const T pull = delta * exponential(-logvar_p);
+    return {half * (e.expm1_minus + delta * pull), {pull, half * e.expm1, -pull, -(half * (e.expm1 + delta * pull))}};
+  }
+};
+
+FASTVAE_NAMESPACE_END

@@ -1,0 +1,45 @@
+// Errors that grow slowly: Huber's and Charbonnier's. Huber, Robust estimation of a location parameter (1964);
+// Charbonnier, Blanc-Feraud, Aubert, Barlaud, Two deterministic half-quadratic regularization algorithms for computed
+// imaging (1994).
+#pragma once
+
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// (recon_x - x)^2 / 2 up to an error of delta, a straight line beyond, as torch.nn.functional.huber_loss has it.
+struct Huber : Formula {
+  static constexpr const char* kName = "huber";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
+  static constexpr int kNumbers = 1;  // delta
+  static constexpr bool kHasMean = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T* number) {
+    const T error = in[0] - in[1];
+    const T clamped = at_least(at_most(error, number[0]), -number[0]);
+    return {clamped * (error - T(ScalarOf<T>(0.5)) * clamped), {clamped, -clamped}};
+  }
+};
+
+// sqrt((recon_x - x)^2 + eps^2)
+struct Charbonnier : Formula {
+  static constexpr const char* kName = "charbonnier";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
+  static constexpr int kNumbers = 1;  // eps
+  static constexpr bool kHasMean = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T* number) {
+    // In units of the larger of the two: neither square overflows, nor do both vanish.
+    const T error = in[0] - in[1], size = absolute(error);
+    const auto by_eps = size < number[0];
+    const T larger = select(by_eps, number[0], size), smaller = select(by_eps, size, number[0]);
+    const T ratio = quotient(smaller, larger);
+    const T root = square_root(multiply_add(ratio, ratio, T(1)));
+    const T pull = quotient(quotient(error, larger), root);
+    return {larger * root, {pull, -pull}};
+  }
+};
+
+FASTVAE_NAMESPACE_END

@@ -1,0 +1,37 @@
+// The reductions, by the integers that fastvae/functional.py makes of their names.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "../kernels.h"
+
+namespace fastvae {
+
+using at::Tensor;
+
+enum class Reduction : int64_t { sum, batchmean, mean, sample, none, latent, channel };
+
+inline bool is_scalar(Reduction r) { return r == Reduction::sum || r == Reduction::batchmean || r == Reduction::mean; }
+// What the sums are divided by, but for the sum of the weights.
+c10::SymInt divisor(Reduction r, const Tensor& like);
+double divisor_value(Reduction r, const Tensor& like);
+// What a weighted mean is divided by: the sum of the weights over all elements. Undefined for all else.
+Tensor weight_sum(Reduction r, const Tensor& weight, const Tensor& like);
+// float64 for float64, else float32.
+at::ScalarType result_type(const Tensor& like);
+// An uninitialised result of the reduction.
+Tensor empty_result(Reduction r, const Tensor& like);
+// A result, or its gradient, with the dimensions that were reduced as ones: it broadcasts to like's shape.
+Tensor unreduced(const Tensor& result, Reduction r, const Tensor& like);
+Sums sums_of(const Tensor& result, Reduction r, const Tensor& like);
+
+// ---- In aten ops, differentiably.
+
+// g, the gradient of a reduced result, as a factor of the elements' gradients.
+Tensor spread(const Tensor& g, Reduction r, const Tensor& like, const Tensor& weight);
+// The elements reduced; `value` may be undefined.
+Tensor reduced(const Tensor& value, Reduction r, const Tensor& weight);
+// 16-bit tensors and integers as float32 (float64 beside float64), others as they are.
+Tensor widened(const Tensor& t, at::ScalarType = at::kFloat);
+
+}  // namespace fastvae

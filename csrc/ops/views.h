@@ -1,0 +1,22 @@
+// Tensors as the kernels see them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "../kernels.h"
+
+namespace fastvae {
+
+using at::Tensor;
+
+// The order in which a pass visits the dimensions where that is free: as the first operand that is not expanded lies in
+// memory (keep_batch: the batch dimension stays first). Empty means the logical order.
+std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch);
+View view_of(const Tensor& t, at::IntArrayRef order = {});
+// The same of a tensor that broadcasts to like's shape.
+View view_of(const Tensor& t, const Tensor& like, at::IntArrayRef order);
+Number number_of(const Tensor& t);
+
+}  // namespace fastvae

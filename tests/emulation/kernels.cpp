@@ -1,0 +1,3 @@
+#include "../../csrc/cuda/noise.cu"
+#include "../../csrc/cuda/pass.cu"
+#include "../../csrc/cuda/scale.cu"
