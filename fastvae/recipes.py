@@ -1,18 +1,16 @@
 """The objectives of well-known projects, as arguments of `fastvae.vae_loss`, and what their beta amounts to.
 
-Every objective of a squared error and a KL divergence from N(0, 1) can be written as a constant times
+In what follows SSE, L1, BCE and KL are sums over a batch of B samples: of the squared errors, the absolute errors, the binary
+cross-entropies, and the KL divergences from N(0, 1). Every objective of a squared error can be written as a constant times
 
-    0.5 * SSE / B + beta_eff * KL / B,
+    0.5 * SSE / B + beta_eff * KL / B.
 
-SSE being the sum of squared errors over a batch of B samples and KL the sum over all its latents. `effective_beta` tells
-beta_eff: the variance sigma^2 of the Gaussian decoder for which the objective is the negative ELBO. A recipe is named after the
-project and gives the number that the project's own lines give::
+`effective_beta` tells beta_eff: the variance sigma^2 of the Gaussian decoder for which the objective is the negative ELBO. A
+recipe is named after the project and gives the number that the project's own lines give::
 
     recipe = recipes.pytorch_vae(kld_weight=0.00025)
     loss = recipe.factor * vae_loss(recon_x, x, mu, logvar, **recipe.options).loss
     recipes.effective_beta(pixels=3 * 64 * 64, latents=128, **recipe.options)  # 1.536
-
-Projects with another reconstruction term (cross-entropy, L1) have no recipe until that likelihood is there.
 """
 
 from __future__ import annotations
@@ -20,6 +18,10 @@ from __future__ import annotations
 from typing import NamedTuple, TypedDict
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae.likelihoods import Gaussian, Laplace, Likelihood, parse
 
 __all__ = [
     "Options",
@@ -27,9 +29,13 @@ __all__ = [
     "diffusers",
     "disentangling_vae",
     "effective_beta",
+    "latent_diffusion",
+    "lerobot_act",
     "lightning_bolts",
     "pythae",
+    "pytorch_examples",
     "pytorch_vae",
+    "sigma_vae",
 ]
 
 
@@ -37,7 +43,7 @@ class Options(TypedDict):
     """Keyword arguments of `fastvae.vae_loss`."""
 
     beta: float
-    likelihood: str
+    likelihood: str | Likelihood
     reduction: str
     kl_reduction: str
 
@@ -53,10 +59,17 @@ class Recipe(NamedTuple):
 torch.serialization.add_safe_globals([Recipe])
 
 
-def pythae(beta: float = 1.0) -> Recipe:
-    """pythae's ``VAE``, and ``BetaVAE`` with its ``beta``: 0.5 SSE / B + beta KL / B."""
+def pytorch_examples() -> Recipe:
+    """``vae/main.py`` of pytorch/examples: BCE + KL; recon_x is behind the sigmoid."""
+    return Recipe(Options(beta=1.0, likelihood="bce", reduction="sum", kl_reduction="sum"))
+
+
+def pythae(beta: float = 1.0, reconstruction_loss: str = "mse") -> Recipe:
+    """pythae's ``VAE``, and ``BetaVAE`` with its ``beta``: 0.5 SSE / B + beta KL / B, or with "bce" BCE / B + beta KL / B."""
+    names = {"mse": "gaussian", "bce": "bce"}
+    likelihood = _choice("pythae", "reconstruction_loss", reconstruction_loss, names)
     return Recipe(
-        Options(beta=beta, likelihood="gaussian", reduction="batchmean", kl_reduction="batchmean")
+        Options(beta=beta, likelihood=likelihood, reduction="batchmean", kl_reduction="batchmean")
     )
 
 
@@ -78,14 +91,23 @@ def lightning_bolts(kl_coeff: float = 0.1) -> Recipe:
     return Recipe(Options(beta=kl_coeff, likelihood="mse", reduction="mean", kl_reduction="mean"))
 
 
-def disentangling_vae(beta: float = 4.0) -> Recipe:
-    """disentangling-vae's ``BetaHLoss`` with ``rec_dist="gaussian"``: 255 SSE / B + beta KL / B, for images in [0, 1].
+def disentangling_vae(beta: float = 4.0, rec_dist: str = "bernoulli") -> Recipe:
+    """disentangling-vae's ``BetaHLoss``, for images in [0, 1]: E / B + beta KL / B.
 
-    It takes the squared error of images in [0, 255] and divides it by 255.
+    E is BCE with ``rec_dist="bernoulli"``, L1 with "laplace" and 255 SSE with "gaussian", which takes the squared error of images
+    in [0, 255] and divides it by 255. While its ``linear_annealing`` goes on, beta is ``beta * anneal``.
     """
+    names = {"bernoulli": "bce", "laplace": "l1", "gaussian": "mse"}
+    likelihood = _choice("disentangling_vae", "rec_dist", rec_dist, names)
+    factor = 255.0 if likelihood == "mse" else 1.0
     return Recipe(
-        Options(beta=beta / 255, likelihood="mse", reduction="batchmean", kl_reduction="batchmean"),
-        factor=255.0,
+        Options(
+            beta=beta / factor,
+            likelihood=likelihood,
+            reduction="batchmean",
+            kl_reduction="batchmean",
+        ),
+        factor,
     )
 
 
@@ -96,12 +118,58 @@ def diffusers(kl_scale: float = 1e-6) -> Recipe:
     )
 
 
+def latent_diffusion(logvar: Tensor, kl_weight: float = 1e-6) -> Recipe:
+    """latent diffusion's ``LPIPSWithDiscriminator`` without its perceptual and adversarial terms.
+
+    It is the sum of |recon_x - x| / exp(logvar) + logvar over the batch, divided by B, + kl_weight KL / B. ``logvar`` is its
+    parameter, a learned scalar that starts at 0: it is a Laplace distribution's log-scale. With the perceptual loss p, [B, 1, 1, 1],
+    add ``C * H * W * p.sum() * torch.exp(-logvar) / B`` for images [B, C, H, W].
+    """
+    return Recipe(
+        Options(
+            beta=kl_weight,
+            likelihood=Laplace(logvar),
+            reduction="batchmean",
+            kl_reduction="batchmean",
+        )
+    )
+
+
+def sigma_vae(log_sigma: Tensor) -> Recipe:
+    """sigma-VAE: the sum of -log N(x; recon_x, sigma^2) + KL, where log sigma = softclip(log_sigma, -6).
+
+    For its "sigma_vae" ``log_sigma`` is a parameter; for its "optimal_sigma_vae" it is half of the logarithm of the batch's mean
+    squared error, with its gradient. The latter without the soft limit, as in the paper, is
+    ``likelihoods.optimal_gaussian(recon_x, x) + kl_normal(mu, logvar, reduction="sum")``. Make the recipe anew in each step.
+    """
+    logvar = 2 * (F.softplus(log_sigma + 6) - 6)
+    return Recipe(
+        Options(
+            beta=1.0,
+            likelihood=Gaussian(logvar, full=True),
+            reduction="sum",
+            kl_reduction="sum",
+        )
+    )
+
+
+def lerobot_act(kl_weight: float = 10.0) -> Recipe:
+    """LeRobot's ``ACTPolicy``: the mean of |error| over actions that are not padding, + kl_weight KL / B.
+
+    The mask comes with the batch: give ``vae_loss`` the ``weight=(~action_is_pad).unsqueeze(-1).float()``. A batch of nothing but
+    padding has no mean: that is NaN here and 0 there.
+    """
+    return Recipe(
+        Options(beta=kl_weight, likelihood="l1", reduction="mean", kl_reduction="batchmean")
+    )
+
+
 def effective_beta(
     pixels: int,
     latents: int,
     *,
     beta: float = 1.0,
-    likelihood: str = "mse",
+    likelihood: str | Likelihood = "mse",
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
     batch: int | None = None,
@@ -115,16 +183,20 @@ def effective_beta(
         batch: B, which matters only where one of the two is summed over the batch and the other is averaged.
 
     Raises:
-        ValueError: an unknown likelihood or reduction, "sample" beside another reduction, or batch missing where it matters.
+        ValueError: a likelihood that is no squared error, an unknown reduction, "sample" beside another reduction, or batch
+            missing where it matters.
     """
     op = "fastvae.recipes.effective_beta"
     if pixels < 1 or latents < 1:
         raise ValueError(
             f"{op}: pixels and latents must be at least 1, but got {pixels} and {latents}"
         )
-    if likelihood not in _SQUARED_ERRORS:
+    form = parse(likelihood, op)
+    if form.formula not in _SQUARED_ERRORS:
+        why = "has a scale of its own" if form.parameters else "belongs to no Gaussian decoder"
         raise ValueError(
-            f'{op}: likelihood must be "mse" or "gaussian", but got {likelihood!r}; the others have no squared error'
+            f'{op}: likelihood must be a squared error ("mse" or "gaussian"), but got {likelihood!r:.80}, which {why}; '
+            'there beta = 1 gives the negative ELBO, if both terms have one reduction other than "mean"'
         )
     kl_reduction = reduction if kl_reduction is None else kl_reduction
     for name, value in (("reduction", reduction), ("kl_reduction", kl_reduction)):
@@ -144,13 +216,20 @@ def effective_beta(
             "give batch"
         )
     kl_weight = beta * _weight(kl_reduction, latents, batch)
-    return kl_weight / (_SQUARED_ERRORS[likelihood] * _weight(reduction, pixels, batch))
+    return kl_weight / (_SQUARED_ERRORS[form.formula] * _weight(reduction, pixels, batch))
 
 
-# How many halves of a squared error a likelihood counts.
+# How many halves of a squared error a formula counts. ("gaussian" has unit variance.)
 _SQUARED_ERRORS = {"mse": 2, "gaussian": 1}
 
 
 def _weight(reduction: str, elements: int, batch: int) -> float:
     """Of a term that is summed over a sample and averaged over the batch."""
     return {"sum": batch, "mean": 1 / elements}.get(reduction, 1.0)
+
+
+def _choice(recipe: str, name: str, value: str, of: dict[str, str]) -> str:
+    if value not in of:
+        need = " or ".join(f'"{choice}"' for choice in of)
+        raise ValueError(f"fastvae.recipes.{recipe}: {name} must be {need}, but got {value!r}")
+    return of[value]

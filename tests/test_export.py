@@ -130,6 +130,9 @@ import sys, torch
 import fastvae
 checkpoint = torch.load(sys.argv[1], weights_only=True)
 recipe, output = checkpoint["hyper_parameters"]["recipe"], checkpoint["last"]
+learned = checkpoint["hyper_parameters"]["learned"].options
+assert type(learned["likelihood"]) is fastvae.likelihoods.Laplace and learned["beta"] == 0.25, learned
+assert isinstance(learned["likelihood"].log_scale, torch.nn.Parameter) and learned["likelihood"].log_scale.item() == 0.5, learned
 assert recipe == fastvae.recipes.pytorch_vae(0.3) and type(recipe) is fastvae.recipes.Recipe, recipe
 assert type(output) is fastvae.VAELossOutput and output.kl.item() == 3.0, output
 """
@@ -140,7 +143,9 @@ def test_a_checkpoint_with_our_types(tmp_path):
     path = tmp_path / "last.ckpt"
     output = fastvae.VAELossOutput(*map(torch.tensor, (1.0, 2.0, 3.0)))
     recipe = fastvae.recipes.pytorch_vae(0.3)
-    torch.save({"hyper_parameters": {"recipe": recipe}, "last": output}, path)
+    learned = fastvae.recipes.latent_diffusion(torch.nn.Parameter(torch.tensor(0.5)), 0.25)
+    hyper_parameters = {"recipe": recipe, "learned": learned}
+    torch.save({"hyper_parameters": hyper_parameters, "last": output}, path)
     command = [sys.executable, "-c", IN_A_NEW_PROCESS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import torch
 from cases import latents, random_state, vae_inputs
 
 from fastvae import VAELossOutput, reparameterize, vae_loss
+from fastvae.likelihoods import Gaussian, Laplace
 from fastvae.nn import Reparameterize, VAELoss
 
 OPTIONS = [
@@ -19,6 +20,8 @@ OPTIONS = [
     {"beta": 4.0, "likelihood": "gaussian", "reduction": "sum"},
     {"reduction": "mean", "kl_reduction": "batchmean"},
     {"reduction": "sample"},
+    {"likelihood": Laplace(-0.7, activation="sigmoid"), "free_bits": 0.5},
+    {"reduction": "mean", "free_bits": 0.5, "free_bits_per": "element"},
 ]
 
 
@@ -34,9 +37,17 @@ def test_vae_loss_is_the_function(options):
 
 def test_vae_loss_takes_its_options_in_the_documented_order():
     tensors = vae_inputs((4, 30))
-    got = VAELoss(0.25, "gaussian", "sum", "mean")(**tensors)
+    weight = torch.rand(4, 1)
+    got = VAELoss(0.25, "gaussian", "sum", "mean", 0.5, "element")(*tensors.values(), weight)
     expected = vae_loss(
-        **tensors, beta=0.25, likelihood="gaussian", reduction="sum", kl_reduction="mean"
+        **tensors,
+        beta=0.25,
+        likelihood="gaussian",
+        reduction="sum",
+        kl_reduction="mean",
+        free_bits=0.5,
+        free_bits_per="element",
+        weight=weight,
     )
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
@@ -84,6 +95,43 @@ def test_vae_loss_trains():
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in tensors.values())
 
 
+def test_a_learned_scale_is_the_modules_parameter():
+    tensors = vae_inputs((4, 30))
+    log_scale = torch.nn.Parameter(torch.tensor(0.25))
+    module = VAELoss(likelihood=Laplace(log_scale))
+    assert dict(module.named_parameters()) == {"log_scale": log_scale}
+    module(**tensors).loss.backward()
+    (want,) = torch.autograd.grad(
+        vae_loss(**tensors, likelihood=Laplace(log_scale)).loss, log_scale
+    )
+    assert torch.equal(log_scale.grad, want)
+
+    # Whatever takes the parameter's place is used: a copy's, a checkpoint's, functional_call's.
+    want = vae_loss(**tensors, likelihood=Laplace(-1.5)).loss
+    saved = {"log_scale": torch.tensor(-1.5)}
+    for assign in (False, True):
+        other = copy.deepcopy(module)
+        other.load_state_dict(saved, assign=assign)
+        torch.testing.assert_close(other(**tensors).loss, want)
+    torch.testing.assert_close(torch.func.functional_call(module, saved, kwargs=tensors).loss, want)
+    assert log_scale.item() == 0.25
+
+    module.likelihood = "mse"
+    assert list(module.parameters()) == []
+    assert torch.equal(module(**tensors).loss, vae_loss(**tensors).loss)
+
+
+def test_a_likelihoods_tensors_move_with_the_module():
+    tensors = vae_inputs((4, 30))
+    logvar = torch.linspace(-1, 1, 30)
+    module = VAELoss(likelihood=Gaussian(logvar))
+    assert set(module.state_dict()) == {"beta"}
+    got = module.double()(**{name: t.double() for name, t in tensors.items()}).loss
+    want = vae_loss(**tensors, likelihood=Gaussian(logvar)).loss
+    torch.testing.assert_close(got.float(), want)
+    assert module.to("meta").logvar.is_meta
+
+
 @pytest.mark.parametrize("module", [VAELoss(0.25, "gaussian"), Reparameterize("mean")], ids=repr)
 def test_modules_are_plain_citizens(module):
     assert list(module.parameters()) == []
@@ -96,6 +144,7 @@ def test_repr_tells_the_options():
     assert repr(VAELoss(0.25, "gaussian")) == (
         "VAELoss(beta=0.25, likelihood='gaussian', reduction='batchmean', kl_reduction=None)"
     )
+    assert repr(VAELoss(free_bits=0.5)).endswith(", free_bits=0.5, free_bits_per='latent')")
     assert repr(Reparameterize("mean")) == "Reparameterize(eval_mode='mean')"
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accuracy import to_numpy
 from cases import images, latents
+from torch import Tensor
 
-from fastvae import recipes, vae_loss
+from fastvae import kl_normal, likelihoods, recipes, vae_loss
 
 B, PIXELS, LATENTS = 6, (3, 8, 5), (4, 2)
 D, L = 120, 8
 
-# The objectives as the projects write them, from sums of squared errors and of KL divergences over the batch.
+# Those of a squared error as the projects write them, from sums of squared errors and of KL divergences over the batch.
 FORMULAS = {
     "pythae": (lambda sse, kl, w: 0.5 * sse / B + w * kl / B, 1.0, lambda w: w),
     "pytorch_vae": (lambda sse, kl, w: sse / (B * D) + w * kl / B, 0.00025, lambda w: w * D / 2),
@@ -45,7 +49,8 @@ def sums(tensors) -> tuple[float, float]:
 def test_a_recipe_is_the_projects_objective(project, weight, device):
     formula, default, beta_eff = FORMULAS[project]
     tensors = images((B, *PIXELS), device=device) | latents((B, *LATENTS), device=device)
-    recipe = getattr(recipes, project)(*([] if weight is None else [weight]))
+    options = {"rec_dist": "gaussian"} if project == "disentangling_vae" else {}
+    recipe = getattr(recipes, project)(*([] if weight is None else [weight]), **options)
     weight = default if weight is None else weight
 
     loss = recipe.factor * vae_loss(**tensors, **recipe.options).loss
@@ -56,9 +61,119 @@ def test_a_recipe_is_the_projects_objective(project, weight, device):
     assert recipes.effective_beta(D, L, **recipe.options) == pytest.approx(beta_eff(weight))
 
 
+def kl_sum(mu, logvar):
+    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+
+def bce(recon_x, x, mu, logvar, **_):
+    return F.binary_cross_entropy(recon_x, x, reduction="sum") + kl_sum(mu, logvar)
+
+
+def pythae_bce(recon_x, x, mu, logvar, **_):
+    recon = F.binary_cross_entropy(recon_x.flatten(1), x.flatten(1), reduction="none").sum(dim=-1)
+    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=-1)
+    return (recon + 1.7 * kl).mean(dim=0)
+
+
+def disentangling(loss):
+    def objective(recon_x, x, mu, logvar, **_):
+        latent_kl = 0.5 * (-1 - logvar + mu.pow(2) + logvar.exp()).mean(dim=0)
+        return loss(recon_x, x, reduction="sum") / len(x) + 4 * latent_kl.sum()
+
+    return objective
+
+
+def laplace(recon_x, x, mu, logvar, scale, **_):
+    nll = torch.abs(x - recon_x) / torch.exp(scale) + scale
+    return nll.sum() / nll.shape[0] + 1e-6 * kl_sum(mu, logvar) / len(mu)
+
+
+def sigma(recon_x, x, mu, logvar, scale, **_):
+    log_sigma = -6 + F.softplus(scale + 6)
+    nll = 0.5 * ((x - recon_x) / log_sigma.exp()) ** 2 + log_sigma + 0.5 * math.log(2 * math.pi)
+    return nll.sum() + kl_sum(mu, logvar)
+
+
+def act(recon_x, x, mu, logvar, pad, **_):
+    error, valid = F.l1_loss(x, recon_x, reduction="none"), ~pad.unsqueeze(-1)
+    mean_kld = (-0.5 * (1 + logvar - mu.pow(2) - logvar.exp())).sum(-1).mean()
+    return (error * valid).sum() / (valid.sum() * error.shape[-1]) + 10 * mean_kld
+
+
+# Of the others, the recipe's arguments and the project's lines in plain torch.
+PLAIN: list[tuple[str, dict[str, Any], Any]] = [
+    ("pytorch_examples", {}, bce),
+    ("pythae", {"beta": 1.7, "reconstruction_loss": "bce"}, pythae_bce),
+    ("disentangling_vae", {}, disentangling(F.binary_cross_entropy)),
+    ("disentangling_vae", {"rec_dist": "laplace"}, disentangling(F.l1_loss)),
+    ("latent_diffusion", {"logvar": "scale"}, laplace),
+    ("sigma_vae", {"log_sigma": "scale"}, sigma),
+    ("lerobot_act", {}, act),
+]
+
+
+def actions(device: Any) -> dict[str, Tensor]:
+    """Probabilities [B, T, A], latents [B, L] and a scale; all of them want gradients but x."""
+    recon_x, x = (t.sigmoid() for t in images((4, 10, 6), torch.float64, device=device).values())
+    scale = torch.tensor(-0.4, dtype=torch.float64, device=device)
+    tensors = {"recon_x": recon_x} | latents((4, 7), torch.float64, device) | {"scale": scale}
+    return {name: t.requires_grad_() for name, t in tensors.items()} | {"x": x}
+
+
+def gradients(loss: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    wanted = [t for t in tensors.values() if t.requires_grad]
+    return loss, *torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize(("project", "options", "plain"), PLAIN, ids=[p[0] for p in PLAIN])
+def test_a_recipe_has_the_projects_value_and_gradients(project, options, plain, device):
+    tensors = actions(device)
+    lengths = torch.tensor([[10], [4], [7], [1]], device=device)
+    pad = torch.arange(10, device=device) >= lengths
+    want = gradients(plain(**tensors, pad=pad), tensors)
+
+    scale = tensors["scale"]
+    recipe = getattr(recipes, project)(
+        **{k: scale if v == "scale" else v for k, v in options.items()}
+    )
+    weight = (~pad).unsqueeze(-1).double() if project == "lerobot_act" else None
+    arguments = {name: tensors[name] for name in ("recon_x", "x", "mu", "logvar")}
+    loss = recipe.factor * vae_loss(**arguments, **recipe.options, weight=weight).loss
+    torch.testing.assert_close(gradients(loss, tensors), want, rtol=1e-10, atol=1e-12)
+
+
+def test_the_optimal_sigma_vae(device):
+    """With the project's soft limit through the recipe, and without it, as in the paper."""
+    tensors = actions(device)
+    recon_x, x, mu, logvar = (tensors[name] for name in ("recon_x", "x", "mu", "logvar"))
+    log_sigma = ((x - recon_x) ** 2).mean(dim=[0, 1, 2], keepdim=True).sqrt().log()
+    want = gradients(sigma(recon_x, x, mu, logvar, log_sigma), tensors)
+    options = recipes.sigma_vae(log_sigma).options
+    loss = vae_loss(recon_x, x, mu, logvar, **options).loss
+    torch.testing.assert_close(gradients(loss, tensors), want, rtol=1e-10, atol=1e-12)
+
+    nll = 0.5 * ((x - recon_x) / log_sigma.exp()) ** 2 + log_sigma + 0.5 * math.log(2 * math.pi)
+    want = gradients(nll.sum() + kl_sum(mu, logvar), tensors)
+    loss = likelihoods.optimal_gaussian(recon_x, x) + kl_normal(mu, logvar, reduction="sum")
+    torch.testing.assert_close(gradients(loss, tensors), want, rtol=1e-10, atol=1e-12)
+
+
+def test_the_perceptual_loss_of_latent_diffusion(device):
+    """It is added to the errors before they are divided by the scale; the docstring says how to add it here."""
+    tensors = actions(device)
+    scale = tensors["scale"]
+    recon_x, x = (tensors[name].unsqueeze(1) for name in ("recon_x", "x"))
+    mu, logvar, p = tensors["mu"], tensors["logvar"], tensors["x"][:, :1, :1].unsqueeze(1)
+    nll = ((x - recon_x).abs() + p) / scale.exp() + scale
+    want = gradients(nll.sum() / 4 + 0.3 * kl_sum(mu, logvar) / 4, tensors)
+    loss = vae_loss(recon_x, x, mu, logvar, **recipes.latent_diffusion(scale, 0.3).options).loss
+    loss = loss + 10 * 6 * p.sum() * torch.exp(-scale) / 4
+    torch.testing.assert_close(gradients(loss, tensors), want, rtol=1e-10, atol=1e-12)
+
+
 def test_every_recipe_is_tested():
     helpers = {"Options", "Recipe", "effective_beta"}
-    assert set(recipes.__all__) - helpers == FORMULAS.keys()
+    assert set(recipes.__all__) - helpers == FORMULAS.keys() | {name for name, _, _ in PLAIN}
 
 
 def test_the_examples_of_the_readme():
@@ -94,6 +209,28 @@ def test_effective_beta_is_the_ratio_of_the_gradients(likelihood, reduction, kl_
     )
 
 
+def test_effective_beta_takes_objects():
+    for name, likelihood in (
+        ("mse", likelihoods.SquaredError(activation="sigmoid")),
+        ("gaussian", likelihoods.Gaussian(full=True)),
+    ):
+        got = recipes.effective_beta(10, 2, beta=0.7, likelihood=likelihood)
+        assert got == recipes.effective_beta(10, 2, beta=0.7, likelihood=name)
+
+
+@pytest.mark.parametrize(
+    ("project", "name", "need"),
+    [
+        ("pythae", "reconstruction_loss", '"mse" or "bce"'),
+        ("disentangling_vae", "rec_dist", '"bernoulli" or "laplace" or "gaussian"'),
+    ],
+)
+def test_wrong_names(project, name, need):
+    message = f"fastvae.recipes.{project}: {name} must be {need}, but got 'huber'"
+    with pytest.raises(ValueError, match=message):
+        getattr(recipes, project)(**{name: "huber"})
+
+
 def test_the_batch_is_asked_for_where_it_matters():
     assert recipes.effective_beta(10, 2, reduction="sum") == 0.5
     with pytest.raises(ValueError, match=r"effective_beta.*batch size; give batch"):
@@ -103,7 +240,10 @@ def test_the_batch_is_asked_for_where_it_matters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"likelihood": "bce"}, "likelihood must be"),
+        ({"likelihood": "cosine"}, "likelihood must be"),
+        ({"likelihood": "bce"}, "'bce', which belongs to no Gaussian decoder.*beta = 1"),
+        ({"likelihood": likelihoods.L1()}, r"L1\(.*, which belongs to no Gaussian decoder"),
+        ({"likelihood": likelihoods.Gaussian(0.5)}, "which has a scale of its own;"),
         ({"reduction": "none"}, "reduction must be"),
         ({"kl_reduction": "avg"}, "kl_reduction must be"),
         ({"reduction": "sample", "kl_reduction": "sum"}, '"sample" goes with "sample" only'),
