@@ -105,6 +105,9 @@ def test_a_learned_scale_is_the_modules_parameter():
         vae_loss(**tensors, likelihood=Laplace(log_scale)).loss, log_scale
     )
     assert torch.equal(log_scale.grad, want)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(**tensors).loss, log_scale)
+    torch.testing.assert_close(got, want)
 
     # Whatever takes the parameter's place is used: a copy's, a checkpoint's, functional_call's.
     want = vae_loss(**tensors, likelihood=Laplace(-1.5)).loss
