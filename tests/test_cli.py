@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import fastvae
 from fastvae.cli import _checks, _truth, main
@@ -90,6 +92,9 @@ def test_verify_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             for reduction in reductions or _checks.REDUCTIONS[1:]:
                 assert any(reduction in c["case"] for c in checks), (op, reduction)
         assert any(c["result"] == "gradient" for c in checks)
+    cases = " ".join(c["case"] for c in rounding)
+    for name in (*FORMULAS, "latent", "channel", "free bits per element", "free bits per latent"):
+        assert f" {name}," in cases or f" {name} " in cases, name
     mixed = {c["dtype"] for c in rounding if "/" in c["dtype"]}
     assert len(mixed) == 6
     assert {c["contract"] for c in report["checks"]} == set(_checks.MEANING)
@@ -148,8 +153,17 @@ def cancelling(op: Op) -> Op:
     """The expression as people write it."""
 
     def wrong(
-        mu: Any, logvar: Any, mu_p: Any = 0.0, logvar_p: Any = 0.0, reduction: str = "batchmean"
+        mu: Any,
+        logvar: Any,
+        mu_p: Any = 0.0,
+        logvar_p: Any = 0.0,
+        *,
+        reduction: str = "sum",
+        **rest: Any,
     ) -> Any:
+        if rest or reduction == "latent":  # weights and free bits
+            prior = (mu_p, logvar_p) if isinstance(mu_p, torch.Tensor) else ()
+            return op(mu, logvar, *prior, reduction=reduction, **rest)
         d = logvar - logvar_p
         precision = torch.exp(0 * mu - logvar_p)
         value = -0.5 * (1 + d - (mu - mu_p).square() * precision - d.exp())
@@ -216,7 +230,52 @@ def beta_forgotten(op: Op) -> Op:
 
 
 def kl_reduction_forgotten(op: Op) -> Op:
-    return lambda *args, kl_reduction, **kwargs: op(*args, **kwargs)
+    return lambda *args, kl_reduction=None, **kwargs: op(*args, **kwargs)
+
+
+def weight_forgotten(op: Op) -> Op:
+    return lambda *args, weight=None, **kwargs: op(*args, **kwargs)
+
+
+def free_bits_forgotten(op: Op) -> Op:
+    return lambda *args, free_bits=0.0, **kwargs: op(*args, **kwargs)
+
+
+def wrong_gradient_of(formula: str) -> Callable[[Op], Op]:
+    """Of one likelihood, in every activation."""
+
+    def make_wrong(op: Op) -> Op:
+        def wrong(*args: Any, likelihood: Any, **kwargs: Any) -> Any:
+            this = getattr(likelihood, "formula", None) == formula
+            return (scaled_gradient(op) if this else op)(*args, likelihood=likelihood, **kwargs)
+
+        return wrong
+
+    make_wrong.__name__ = f"gradient_of_{formula}"
+    return make_wrong
+
+
+def activation_forgotten(op: Op) -> Op:
+    def wrong(*args: Any, likelihood: Any, **kwargs: Any) -> Any:
+        if getattr(likelihood, "activation", None) == "tanh":
+            likelihood = dataclasses.replace(likelihood, activation=None)
+        return op(*args, likelihood=likelihood, **kwargs)
+
+    return wrong
+
+
+def sum_of_one_sample(op: Op) -> Op:
+    """Gradients of parameters for each channel, a fifth of what they are."""
+
+    def wrong(*args: Any, likelihood: Any, **kwargs: Any) -> Any:
+        for parameter in getattr(likelihood, "parameters", ()):
+            if parameter.dim() and parameter.shape[0] == 1:
+                likelihood = pytree.tree_map(
+                    lambda t: t.detach() + (t - t.detach()) / 5, likelihood
+                )
+        return op(*args, likelihood=likelihood, **kwargs)
+
+    return wrong
 
 
 def gradient_from_z(op: Op) -> Op:
@@ -250,6 +309,7 @@ def same_noise_for_all(op: Op) -> Op:
     return wrong
 
 
+FORMULAS = [f for f in torch.ops.fastvae.formulas() if not f.startswith("kl_")]
 WRONG = [
     ("kl_normal", scaled, "rounding"),
     ("kl_normal", scaled_gradient, "rounding"),
@@ -265,6 +325,14 @@ WRONG = [
     ("reparameterize", own_noise, "rounding"),
     ("sample_and_kl", same_noise_for_all, "rounding"),
     ("reconstruction_loss", half_forgotten, "rounding"),
+    *[("reconstruction_loss", wrong_gradient_of(f), "rounding") for f in FORMULAS],
+    ("reconstruction_loss", weight_forgotten, "rounding"),
+    ("reconstruction_loss", activation_forgotten, "rounding"),
+    ("reconstruction_loss", sum_of_one_sample, "rounding"),
+    ("kl_normal", weight_forgotten, "rounding"),
+    ("kl_normal", free_bits_forgotten, "rounding"),
+    ("vae_loss", weight_forgotten, "rounding"),
+    ("vae_loss", free_bits_forgotten, "rounding"),
     ("reconstruction_loss", nan_hidden, "NaN and infinity"),
     ("vae_loss", beta_forgotten, "rounding"),
     ("vae_loss", kl_reduction_forgotten, "rounding"),

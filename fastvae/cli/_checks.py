@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae import reference
+from fastvae import likelihoods, reference
 from fastvae._ops import build_info, cpu_capability
 from fastvae.cli._truth import (
     OUTPUTS,
@@ -34,6 +35,24 @@ LATENT_OPS = ("reparameterize", "kl_normal", "sample_and_kl")
 REDUCTIONS = ("none", "sample", "sum", "batchmean", "mean")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEED = 7
+
+# Every likelihood: what makes it, its parameter, and ranges of recon_x and x in its domain.
+MEANS, LOGITS = ((-1, 2), (0, 1)), ((-9, 9), (0, 1))
+Range = tuple[float, float]
+LIKELIHOODS: tuple[tuple[Callable[..., Any], str, tuple[Range, Range]], ...] = (
+    (likelihoods.SquaredError, "", MEANS),
+    (likelihoods.Gaussian, "", MEANS),
+    (likelihoods.Gaussian, "logvar", MEANS),
+    (likelihoods.L1, "", MEANS),
+    (likelihoods.Laplace, "log_scale", MEANS),
+    (partial(likelihoods.Huber, 0.7), "", MEANS),
+    (partial(likelihoods.Charbonnier, 0.3), "", MEANS),
+    (partial(likelihoods.StudentT, 3.5), "log_scale", MEANS),
+    (likelihoods.Bernoulli, "", LOGITS),
+    (partial(likelihoods.Bernoulli, logits=False), "", ((0.02, 0.98), (0, 1))),
+    (likelihoods.ContinuousBernoulli, "", LOGITS),
+    (likelihoods.Poisson, "", ((-2, 2), (0, 6))),
+)
 
 # The contracts, and what a user is to conclude from a broken one.
 MEANING = {
@@ -120,7 +139,8 @@ class _Maker:
 
     def upstream(self, shape: Sequence[int], reduction: str = "none") -> Tensor:
         """Not 1 but +-k / 64 in [0.5, 2), which every dtype holds exactly."""
-        shape = {"none": tuple(shape), "sample": (shape[0],)}.get(reduction, ())
+        shapes = {"none": shape, "sample": shape[:1], "latent": shape[1:], "channel": shape[1:2]}
+        shape = tuple(shapes.get(reduction, ()))
         value = self.rng.integers(32, 128, shape) / 64 * (1 - 2 * self.rng.integers(0, 2, shape))
         return torch.as_tensor(value, dtype=torch.float64, device=self.device)
 
@@ -205,6 +225,81 @@ def _image_problems(
                 yield Problem(op, case, _label(*dtypes), tensors, wants, upstream, options)
 
 
+def _likelihood_problems(
+    op: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, reductions: Any
+) -> Iterator[Problem]:
+    """Every likelihood, with each activation, size of its parameter, and with a weight or without."""
+    for kind, parameter, (of_recon_x, of_x) in LIKELIHOODS:
+        named = kind(**({parameter: 0.0} if parameter else {})).formula
+        of_a_mean = of_recon_x == MEANS[0]
+        activations = (None, "sigmoid", "tanh") if of_a_mean else (None,)
+        sizes = {"element": shape, "channel": (1, shape[1], *[1] * len(shape[2:]))}
+        for activation, size, weighted, reduction in product(
+            activations, sizes if parameter else ("",), (False, True), reductions
+        ):
+            make = _Maker(device)
+            tensors = {
+                "recon_x": make.uniform(shape, *of_recon_x, dtype),
+                "x": make.uniform(shape, *of_x, dtype),
+            }
+            ready = partial(kind, activation=activation) if of_a_mean else kind
+            options = {"likelihood": ready if parameter else ready(), "reduction": reduction}
+            if parameter:
+                tensors[f"likelihood.{parameter}"] = make.uniform(sizes[size], -2, 0.5, dtype)
+            if op == "vae_loss":
+                tensors |= make.posterior((shape[0], 67), dtype)
+                per = "latent" if weighted else "element"
+                options |= {"beta": 0.3, "free_bits": 0.4, "free_bits_per": per}
+            wants = tuple(tensors)
+            if weighted:
+                tensors["weight"] = make.uniform(shape, -0.5, 1, dtype).clamp(min=0)
+            parts = (named, activation, size, "weight" if weighted else "", reduction)
+            case = ", ".join(filter(None, parts))
+            upstream = {OUTPUTS[op][0]: make.upstream(shape, reduction)}
+            yield Problem(op, case, _label(dtype), tensors, wants, upstream, options, further=True)
+
+
+def _kl_problems(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, reductions: Any
+) -> Iterator[Problem]:
+    """Weights, and free bits of both kinds."""
+    for prior, weighted, per, reduction in product(
+        (False, True), (False, True), ("", "element", "latent"), reductions
+    ):
+        if per == "latent" and reduction not in ("sum", "batchmean"):
+            continue
+        make = _Maker(device)
+        tensors = make.posterior(shape, dtype)
+        tensors |= make.prior(tensors["logvar"]) if prior else {}
+        wants = tuple(tensors)
+        if weighted:
+            tensors["weight"] = make.uniform(shape, -0.5, 1, dtype).clamp(min=0)
+        options: dict[str, Any] = {"reduction": reduction}
+        options |= {"free_bits": 2.0, "free_bits_per": per} if per else {}
+        bits = f"free bits per {per}" if per else ""
+        parts = ("prior" if prior else "N(0, 1)", "weight" if weighted else "", bits, reduction)
+        case, upstream = ", ".join(filter(None, parts)), {"kl": make.upstream(shape, reduction)}
+        yield Problem(
+            "kl_normal", case, _label(dtype), tensors, wants, upstream, options, further=True
+        )
+
+
+def _further_problems(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    reductions: Sequence[str] = REDUCTIONS,
+) -> Iterator[Problem]:
+    """What `_problems` leaves out, and the decimals do not know."""
+    if op == "kl_normal":
+        yield from _kl_problems(shape, dtype, device, (*reductions, "latent"))
+    elif op == "reconstruction_loss":
+        yield from _likelihood_problems(op, shape, dtype, device, (*reductions, "channel"))
+    elif op == "vae_loss":
+        yield from _likelihood_problems(op, shape, dtype, device, ("sum",))
+
+
 def _problems(
     op: str,
     shape: Sequence[int],
@@ -268,23 +363,33 @@ def _rounding(problem: Problem) -> Iterator[Check]:
     (torch_own,) = _with_gradients(plain, problem, narrow)
     # In 16 bits PyTorch's own error would excuse anything; its error in float32 sets the limit.
     wide = {n: t.to(problem.arithmetic) for n, t in problem.tensors.items()}
+    truths = excusing = expected(
+        problem, problem.input_dtype is torch.float64 and not problem.further
+    )
+    if problem.further and problem.input_dtype is torch.float64:
+        # There the reference is the truth: its error in float32, in units, stands for its own.
+        wide = {n: t.float() for n, t in wide.items()}
+        excusing = expected(replace(problem, tensors=wide), exact=False)
     (torch_wide,) = _with_gradients(plain, problem, wide)
 
-    for name, truth in expected(problem, exact=problem.input_dtype is torch.float64).items():
+    for name, truth in truths.items():
         dtype = problem.result_dtype(name)
         if name.startswith("d_"):
             kind = "gradient"
         else:
             kind = "value" if name == "z" or problem.options["reduction"] == "none" else "sum"
         results = [ours[name], bare[name]] if name in bare else [ours[name]]
-        excuse = 2 * units_off(torch_wide[name].to(dtype), truth, dtype)
+        summed = kind == "sum" or ("." in name and ours[name].shape != ours["d_x"].shape)
+        excused = torch_wide[name] if dtype is torch.float64 else torch_wide[name].to(dtype)
+        excuse = 2 * units_off(excused, excusing[name], excused.dtype)
+        limit = max(excuse, SUM_LIMIT if summed else VALUE_LIMIT)
         yield Check(
             contract="rounding",
             op=problem.op,
             case=f"{name}: {problem.case}",
             dtype=problem.dtype,
             error=max(units_off(r, truth, dtype) for r in results),
-            limit=max(excuse, SUM_LIMIT if kind == "sum" else VALUE_LIMIT),
+            limit=limit + excuse / 2 if excusing is not truths else limit,
             unit="units",
             result=kind,
             torch_error=units_off(torch_own[name], truth, dtype),
@@ -402,7 +507,8 @@ def _shared_out(op: str, device: torch.device, quick: bool) -> list[Problem]:
     """With enough elements for several threads; the other reductions scale the sums of these."""
     shape = (17, 4099) if op in LATENT_OPS else (5, 3, 71, 67)
     reductions = ("sum",) if quick else ("sum", "sample")
-    return [p for d in DTYPES for p in _problems(op, shape, (d, d), device, reductions)]
+    found = [p for d in DTYPES for p in _problems(op, shape, (d, d), device, reductions)]
+    return [*found, *_further_problems(op, shape, torch.float32, device, ())]
 
 
 def digest(op: str, device: torch.device, quick: bool) -> str:
@@ -554,6 +660,8 @@ def _all_problems(op: str, quick: bool, device: torch.device) -> Iterator[Proble
                 yield from _problems(op, small, pair, device)
                 if first is second and not quick:
                     yield from _problems(op, large, pair, device, ("sum", "sample"))
+        some = ("none", "sum") if quick else REDUCTIONS
+        yield from _further_problems(op, small, first, device, some)
 
 
 def checks(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Check]:

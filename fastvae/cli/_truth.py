@@ -3,20 +3,22 @@
 The truth is `fastvae.reference` in float64, on the very inputs an op is given (after they were
 rounded to its dtype). Float64 inputs, and a KL near the prior, where float64 itself cancels, are
 held against the same formulas in 40-digit decimal arithmetic, with derivatives written out instead
-of left to autograd.
+of left to autograd. Problems marked `further` (other likelihoods, weights, free bits) have no such
+formulas: in float64 they are held against the reference itself.
 
 An error is counted in units of rounding: the spacing of the result dtype's numbers at the size of
 the true result, so that a correctly rounded one is off by half a unit at most. Where terms of
 either sign are added (z = mu + sigma * eps; an input whose gradient arrives by two ways), it is the
 spacing at the largest rounded term: their rounding survives the addition whatever evaluates it in
-that precision. PyTorch's own error is counted in the same way.
+that precision. In likelihoods the mean and x cancel, or 1 and z^2: there it is the spacing at x (or 1), or
+at recon_x, times the derivative by it. PyTorch's own error is counted in the same way.
 """
 
 from __future__ import annotations
 
 import decimal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ OUTPUTS = {
     "vae_loss": ("loss", "recon", "kl"),
 }
 DECIMALS = decimal.Context(prec=40)
+SHIFT = 2.0**-20  # relative, for derivatives
 
 Array = NDArray[Any]  # of float64, or of Decimal objects
 
@@ -45,7 +48,8 @@ class Problem:
     """A call of an op: tensors by name, which want gradients, and what flows into each output.
 
     Where `generator_seed` is given the op draws its noise; ``tensors["eps"]`` is the same noise,
-    for whatever the op is compared with.
+    for whatever the op is compared with. Tensors called ``likelihood.<field>`` are parameters, for
+    the function that the option ``likelihood`` is then.
     """
 
     op: str
@@ -56,6 +60,7 @@ class Problem:
     upstream: dict[str, Tensor] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     generator_seed: int | None = None
+    further: bool = False
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -83,7 +88,10 @@ def call(
     function: Callable[..., Any], problem: Problem, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """The op's outputs by name."""
-    outputs = function(**tensors, **problem.options)
+    options = dict(problem.options)
+    if parameters := {n.split(".")[1]: t for n, t in tensors.items() if "." in n}:
+        options["likelihood"] = options["likelihood"](**parameters)
+    outputs = function(**{n: t for n, t in tensors.items() if "." not in n}, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return dict(zip(OUTPUTS[problem.op], outputs, strict=True))
 
@@ -222,6 +230,15 @@ def expected(problem: Problem, exact: bool) -> dict[str, Expected]:
             distance = tensor("mu") - tensor("mu_p")
             size = abs(kl["logvar"]) + abs(kl["mu"] * distance) / 2
             results["d_logvar_p"] = Expected(results["d_logvar_p"].value, size)
+    if problem.further and "x" in problem.tensors:
+        for one in ("recon_x", "x"):
+            there = problem.tensors[one].double()
+            shift = SHIFT * (there if one == "recon_x" else there.abs().clamp(min=1))
+            shifted = problem.tensors | {one: there + shift}
+            moved = expected(replace(problem, tensors=shifted, further=False), exact=False)
+            for name, (value, size) in results.items():
+                change = abs(moved[name].value - value) / SHIFT
+                results[name] = Expected(value, np.maximum(size, change))
     return results
 
 

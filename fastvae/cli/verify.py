@@ -17,7 +17,7 @@ import fastvae
 from fastvae.cli._checks import MEANING, OPS, SUM_LIMIT, VALUE_LIMIT, Check, checks
 
 DESCRIPTION = """\
-Compare every op, dtype, reduction, likelihood and prior, values and gradients, with
+Compare every op, dtype, reduction, likelihood, weight and prior, values and gradients, with
 fastvae.reference evaluated in float64 on this machine, and check the other promises: a KL that is
 right near the prior, NaN and infinity, equal bits for equal inputs, the noise. Exits with 1 if one
 is broken.
@@ -25,7 +25,7 @@ is broken.
 
 HEADER = """\
 fastvae {version} on {device}, torch {torch}, against fastvae.reference in float64
-(float64 itself: against the same formulas in 40-digit decimals).
+(float64 itself: the KL, the samples, "mse" and "gaussian" against the same formulas in 40-digit decimals).
 
 Errors are in units of rounding of the result's dtype: the spacing of its numbers at the size of the
 result, or of its largest term where terms cancel. A correctly rounded result is off by 0.5 at most.
