@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 
 import fastvae
-from fastvae.cli._checks import MEANING, OPS, SUM_LIMIT, VALUE_LIMIT, Check, checks
+from fastvae.cli._checks import (
+    ACTIVATION_LIMIT,
+    MEANING,
+    OPS,
+    SUM_LIMIT,
+    VALUE_LIMIT,
+    Check,
+    checks,
+)
 
 DESCRIPTION = """\
 Compare every op, dtype, reduction, likelihood, weight and prior, values and gradients, with
@@ -31,7 +39,8 @@ Errors are in units of rounding of the result's dtype: the spacing of its number
 result, or of its largest term where terms cancel. A correctly rounded result is off by 0.5 at most.
   error    the largest of fastvae's
   PyTorch  the reference's own, in the same dtype
-  limit    {value:g} ({sums:g} for a sum), or twice PyTorch's if more; for 16-bit inputs its error in float32
+  limit    {value:g} ({sums:g} for a sum, {act:g} for a gradient through an activation),
+           or twice PyTorch's if more; for 16-bit inputs its error in float32
 A line stands for several checks and shows the one that comes closest to its limit.
 """
 
@@ -152,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
             torch=torch.__version__,
             value=VALUE_LIMIT,
             sums=SUM_LIMIT,
+            act=ACTIVATION_LIMIT,
         )
     )
     started = time.perf_counter()
