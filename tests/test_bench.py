@@ -44,6 +44,7 @@ SMALL = [
 ]
 AFTER_SIGMOID = Case("vae_loss", 6, (5, 7), (3,), after_sigmoid=True)
 SMALL.append(AFTER_SIGMOID)
+LIKELIHOODS = cases.likelihood_cases((6, (5, 7), ()))
 MACHINE = ("cpu", "threads", "gpu", "torch", "cuda", "python", "commit", "date", "copy_bandwidth")
 ROW = (
     *("op", "shape", "dtype", "device", "pass", "baseline", "median", "p20", "p80", "bytes"),
@@ -60,7 +61,7 @@ def problem(case: Case, function: Any) -> str | None:
 # Right results, and wrong ones --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("case", SMALL + LIKELIHOODS, ids=str)
 def test_every_implementation_is_right(case: Case) -> None:
     for name, function in baselines.functions(case).items():
         assert problem(case, function) is None, name
@@ -138,6 +139,12 @@ def test_what_is_wrong_is_found(op: str, function: Any, what: str) -> None:
     case = next(c for c in SMALL if c.op == op)
     found = problem(case, function)
     assert found is not None and what in found
+
+
+@pytest.mark.parametrize("case", LIKELIHOODS, ids=str)
+def test_a_wrong_likelihood_is_found(case: Case) -> None:
+    function = baselines.functions(case)["fastvae"]
+    assert problem(case, lambda *inputs: 1.01 * function(*inputs)) is not None
 
 
 def test_noise_is_checked() -> None:

@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import distributions as D
 from torch.distributions import Normal, kl_divergence
 
 import fastvae
+from fastvae.bench import cases
 from fastvae.bench.cases import BACKWARD, FORWARD, Case
 
 Function = Callable[..., Any]
@@ -152,6 +154,58 @@ FUNCTIONS: dict[str, dict[str, Function]] = {
 }
 
 
+# Likelihoods: the expression as people write it, and torch's function where that is another. Sums over all elements;
+# distributions do not check their arguments, as fastvae does not.
+LIKELIHOODS: dict[str, dict[str, Function]] = {
+    "sigmoid, mse": {
+        "eager": lambda y, x: (y.sigmoid() - x).pow(2).sum(),
+        "functional": lambda y, x: F.mse_loss(y.sigmoid(), x, reduction="sum"),
+    },
+    "bernoulli": {
+        "eager": lambda y, x: F.binary_cross_entropy_with_logits(y, x, reduction="sum"),
+    },
+    "bernoulli of probabilities": {
+        "eager": lambda y, x: F.binary_cross_entropy(y, x, reduction="sum"),
+    },
+    "gaussian, logvar": {
+        "eager": lambda y, x, logvar: 0.5 * ((y - x).pow(2) / logvar.exp() + logvar).sum(),
+        "functional": lambda y, x, logvar: F.gaussian_nll_loss(y, x, logvar.exp(), reduction="sum"),
+    },
+    "continuous bernoulli": {
+        "eager": lambda y, x: (
+            -D.ContinuousBernoulli(logits=y, validate_args=False).log_prob(x).sum()
+        ),
+    },
+    "l1": {
+        "eager": lambda y, x: (y - x).abs().sum(),
+        "functional": lambda y, x: F.l1_loss(y, x, reduction="sum"),
+    },
+    "laplace": {
+        "eager": lambda y, x: -D.Laplace(y, math.exp(-1), validate_args=False).log_prob(x).sum(),
+    },
+    "student t": {
+        "eager": lambda y, x: (
+            -D.StudentT(4.0, y, math.exp(-1), validate_args=False).log_prob(x).sum()
+        ),
+    },
+    "huber": {"eager": lambda y, x: F.huber_loss(y, x, reduction="sum")},
+    "poisson": {"eager": lambda y, x: F.poisson_nll_loss(y, x, reduction="sum")},
+}
+
+
+def _of_likelihood(case: Case) -> dict[str, Function]:
+    make = cases.LIKELIHOODS[case.likelihood][0]
+
+    def per_sample(sum_of: Function) -> Function:
+        return lambda y, x, *logvar: sum_of(y, x, *logvar) / x.shape[0]
+
+    def fused(recon_x: Tensor, x: Tensor, *logvar: Tensor) -> Tensor:
+        return fastvae.reconstruction_loss(recon_x, x, likelihood=make(*logvar))
+
+    plain = {name: per_sample(f) for name, f in LIKELIHOODS[case.likelihood].items()}
+    return {"fastvae": fused, **plain}
+
+
 def _after_sigmoid(function: Function) -> Function:
     def composed(hidden: Tensor, *rest: Tensor) -> Any:
         return function(hidden.sigmoid(), *rest)
@@ -161,7 +215,7 @@ def _after_sigmoid(function: Function) -> Function:
 
 def functions(case: Case) -> dict[str, Function]:
     """fastvae and what can be called without compiling, for the inputs of `case`."""
-    found = dict(FUNCTIONS[case.op])
+    found = _of_likelihood(case) if case.likelihood else dict(FUNCTIONS[case.op])
     if case.eps_given:
         found.pop("distributions", None)  # it only draws its own
     if case.after_sigmoid:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastvae import reference
-from fastvae.bench.cases import SAMPLING, Case
+from fastvae.bench.cases import LIKELIHOODS, SAMPLING, Case
 
 # Of the largest value in a tensor.
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2.0**-5, torch.float16: 2.0**-7}
@@ -61,6 +61,9 @@ def _truth(case: Case, leaves: list[Tensor], batch: int) -> tuple[Tensor, ...]:
     if case.op == "sample_and_kl":
         z, kl = function(leaves[0], leaves[1], eps=leaves[2], reduction="sum")
         return z, kl / batch
+    if case.likelihood:
+        form = LIKELIHOODS[case.likelihood][0](*leaves[2:])
+        return (function(*leaves[:2], likelihood=form, reduction="sum") / batch,)
     result = function(*leaves, reduction="sum")
     return ((result.loss if case.op == "vae_loss" else result) / batch,)
 

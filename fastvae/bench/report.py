@@ -40,6 +40,7 @@ BASELINES = (
 BUSY = 0.5  # the load before a run from which it says so
 SUITES = {
     "ops": "Ops at the sizes of real models",
+    "likelihoods": "Likelihoods, forward and backward",
     "steps": "Training steps",
     "compiled": "In a compiled program, after a decoder's sigmoid",
     "growth": "N growing",
@@ -419,6 +420,8 @@ def page(found: Report, plots: Sequence[str]) -> str:
         lines += ["## The same with cold caches", "", *_speed_table(found, cold), ""]
     if compiled := select(found, suite="compiled", which="both"):
         lines += [f"## {SUITES['compiled']}", "", *_speed_table(found, compiled), ""]
+    if likely := select(found, suite="likelihoods"):
+        lines += [f"## {SUITES['likelihoods']}", "", *_speed_table(found, likely), ""]
     if step_rows(found):
         lines += ["## Training steps", "", *_step_table(found), ""]
     lines += ["## Notes", "", *(f"* {line}" for line in list(notes(found))[1:]), ""]

@@ -28,6 +28,7 @@ from fastvae.bench.cases import (
     Case,
     growing,
     growing_batch,
+    likelihood_cases,
     op_cases,
     sigmoid_cases,
 )
@@ -145,10 +146,13 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
     if quick:
         chosen = [Case("vae_loss", *MNIST), Case("vae_loss", *PIXELS_64)]
         chosen += [Case("sample_and_kl", *MIDDLE)]
+        likely: list[Case] = []
         left = [op for op in ops if op not in {case.op for case in chosen}]
         if set(ops) != set(OPS):  # asked for by name: the middle size of each
             chosen += [c for c in op_cases((torch.float32,)) if c.op in left][:3]
+            likely = likelihood_cases(MNIST)
         entries = [Entry("ops", c, passes=c.passes) for c in chosen]
+        entries += [Entry("likelihoods", c, compiled=False, jax=False) for c in likely]
         entries += [
             Entry("growth", growing(1 << n), compiled=False, jax=False) for n in (8, 14, 20)
         ]
@@ -161,6 +165,7 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
             for c in op_cases((torch.float32,))
         ]
         entries += [Entry("steps", m.case, m, passes=("step",)) for m in models.MODELS]
+        entries += [Entry("likelihoods", c, jax=False) for c in likelihood_cases()]
         entries += [Entry("compiled", c, passes=c.passes) for c in sigmoid_cases()]
         top = 31 if cuda else 27
         sizes = [*range(8, top, 2), top]
