@@ -23,6 +23,7 @@ from cases import (
     random_bits,
     sums_to_round,
 )
+from likelihoods_table import ROWS
 from torch import Tensor
 
 import fastvae
@@ -83,6 +84,19 @@ def fingerprints() -> dict[str, str]:
     for name, layout in LAYOUTS.items():
         strided = {k: layout(t) for k, t in latents((4, 6, 5, 35)).items()}
         add(f"{name}", fastvae.sample_and_kl, strided, generator=torch.Generator().manual_seed(2))
+    # parameters of one for each channel: their gradients are sums over samples and pixels
+    for dtype in (torch.float32, torch.float64):
+        for name, row in ROWS.items():
+            for activation in row.activations:
+                tensors = row.tensors((3, 5, 4001), dtype, parameters="channel")
+                options = {"activation": activation} if activation else {}
+                one = row.likelihood(**options) if row.parameters else row.make(**options)
+                add(
+                    f"{name} {activation} {dtype}",
+                    fastvae.reconstruction_loss,
+                    tensors,
+                    likelihood=one,
+                )
     for real in (np.float32, np.float64):
         sums = sums_to_round(real, 10_000)
         bits = random_bits(real, 10_000)
