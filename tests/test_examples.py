@@ -20,7 +20,8 @@ import fastvae
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "common")
 # Two epochs are 30 to 60 steps. The two objectives round differently in each, and what a step of training makes of that is
-# small: a thousand roundings leave room. In float64 a beta that is off by 0.1% shows.
+# mostly small: a thousand roundings leave room. Where the sign of a gradient near 0 turns, it is more; then the curves may
+# part by twice as much as plain PyTorch's own, if its noise is off by a rounding. In float64 a beta that is off by 0.1% shows.
 EPOCHS = 2
 ROUNDINGS = 1000
 # latent_diffusion computes in float16 whatever the dtype, and one rounding of that is as much as a network may add.
@@ -38,12 +39,13 @@ def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(name)
 
 
-def share_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def share_noise(monkeypatch: pytest.MonkeyPatch, roundings: int = 0) -> None:
     """torch.randn_like gives what fastvae draws from the same generator, so that no example needs an eps."""
 
     def randn_like(like: Tensor) -> Tensor:
         zeros = torch.zeros_like(like)
-        return fastvae.reparameterize(zeros, zeros, return_eps=True)[1]
+        noise = fastvae.reparameterize(zeros, zeros, return_eps=True)[1]
+        return noise * (1 + roundings * torch.finfo(noise.dtype).eps)
 
     monkeypatch.setattr(torch, "randn_like", randn_like)
 
@@ -76,7 +78,12 @@ def test_the_curves_stay_together(name, dtype, device, monkeypatch):
     eps = torch.finfo(getattr(torch, dtype)).eps
     if name == "latent_diffusion":
         eps = torch.finfo(torch.float16).eps / ROUNDINGS
-    np.testing.assert_allclose(ours, plain, rtol=ROUNDINGS * eps)
+    rtol = ROUNDINGS * eps
+    for roundings in (1, -2):
+        share_noise(monkeypatch, roundings)
+        disturbed = np.array(module.train(False, EPOCHS))
+        rtol = max(rtol, 2 * np.abs(disturbed / plain - 1).max())
+    np.testing.assert_allclose(ours, plain, rtol=rtol)
 
 
 @pytest.mark.parametrize("name", NAMES)
