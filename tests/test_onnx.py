@@ -134,4 +134,6 @@ def test_export_by_itself_is_as_it_was():
     model, tensors = Call("kl_normal", ["mu", "logvar"]), list(latents((4, 7)).values())
     exported(model, tensors)
     program = torch.export.export(model, (tensors,))
-    assert [n for n in program.graph.nodes if n.target is torch.ops.fastvae.elementwise_loss.default]
+    assert [
+        n for n in program.graph.nodes if n.target is torch.ops.fastvae.elementwise_loss.default
+    ]
