@@ -13,6 +13,7 @@ import oracle
 import pytest
 import torch
 from accuracy import evaluate, for_the_oracle, to_numpy, varied
+from cases import old_dynamo
 from likelihoods_table import EVERY_ROW, ROWS, WITH_ACTIVATION, WITH_PARAMETERS, Row, full
 from scipy import integrate
 from torch.utils import _pytree
@@ -299,6 +300,7 @@ def test_compiles_whole(row):
         )
 
 
+@old_dynamo
 def test_a_number_that_changes_is_right_in_compiled_programs():
     torch._dynamo.reset()
     r, x = torch.randn(2, 3, 4)

@@ -17,6 +17,7 @@ from cases import (
     WEIGHTS,
     images,
     latents,
+    old_dynamo,
     tensor,
     weight,
 )
@@ -512,6 +513,7 @@ def test_compiles_whole(row, op, backend):
         torch.testing.assert_close(torch.autograd.grad(got, list(leaves.values())), gradients)
 
 
+@old_dynamo
 def test_numbers_that_change_are_right_in_compiled_programs():
     """free_bits, a likelihood's numbers and its parameter given as a number."""
     torch._dynamo.reset()
