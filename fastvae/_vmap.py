@@ -61,14 +61,9 @@ def _reduced(value: Tensor, reduction: int, weight: Tensor | None) -> Tensor:
     return total.to(value.dtype)
 
 
-def _loss(
-    tensors: Sequence[Any],
-    formula: int,
-    numbers: Sequence[float] | None,
-    activation: int,
-    reduction: int,
-) -> Tensor:
-    value = ops.elementwise_loss(*tensors, formula, numbers, activation, _NONE)
+def _loss(tensors: Sequence[Any], loss: int, numbers: Sequence[float] | None) -> Tensor:
+    reduction = loss % 8
+    value = ops.elementwise_loss(*tensors, loss - reduction + _NONE, numbers)
     return _reduced(value, reduction, tensors[4])
 
 
@@ -101,56 +96,27 @@ def _sample_and_kl_rule(
     logvar_p: Tensor | None,
     eps: Tensor | None,
     generator: torch.Generator | None,
-    formula: int,
-    reduction: int,
+    loss: int,
 ) -> Any:
     tensors = (mu, logvar, mu_p, logvar_p, eps)
     *parameters, noise = map(_meta, tensors, in_dims)
-    ops.sample_and_kl(*parameters, noise, None, formula, reduction)
+    ops.sample_and_kl(*parameters, noise, None, loss)
     *stacked, noise = _stacked(info, in_dims, tensors)
     z = ops.reparameterize(stacked[0], stacked[1], noise)
-    return (z, _loss([*stacked, None], formula, None, 0, reduction)), (0, 0)
+    return (z, _loss([*stacked, None], loss, None)), (0, 0)
 
 
-def _vae_loss_rule(
-    info: Any,
-    in_dims: _Dims,
-    recon_x: Tensor,
-    x: Tensor,
-    parameter: Tensor | None,
-    weight: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    beta: float,
-    beta_tensor: Tensor | None,
-    formula: int,
-    numbers: Sequence[float] | None,
-    activation: int,
-    reduction: int,
-    kl_formula: int,
-    kl_numbers: Sequence[float] | None,
-    kl_reduction: int,
-) -> Any:
-    tensors = (recon_x, x, parameter, weight, mu, logvar)
-    beta_dim = in_dims[7]
-    seen = [_meta(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
-    options = (formula, numbers, activation, reduction)
-    ops.vae_loss(
-        *seen, beta, _meta(beta_tensor, beta_dim), *options, kl_formula, kl_numbers, kl_reduction
-    )
-    images = _stacked(info, in_dims, tensors[:4], seen[0].dim())
-    recon = _loss([*images[:3], None, images[3]], *options)
-    kl = _loss(
-        [*_stacked(info, in_dims[4:], tensors[4:]), None, None, None],
-        kl_formula,
-        kl_numbers,
-        0,
-        kl_reduction,
-    )
+def _vae_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
+    tensors, options = arguments[:5], arguments[5:7]
+    latents, (kl_loss, kl_numbers, beta, beta_tensor) = arguments[7:9], arguments[9:]
+    ops.vae_loss(*[_meta(t, dim) for t, dim in zip(arguments, in_dims, strict=True)])
+    rank = tensors[0].dim() - (in_dims[0] is not None)
+    recon = _loss(_stacked(info, in_dims, tensors, rank), *options)
+    kl = _loss([*_stacked(info, in_dims[7:], latents), None, None, None], kl_loss, kl_numbers)
     scale: float | Tensor = beta
     if beta_tensor is not None:  # [] or [V], beside a KL of [V] or [V, B]
-        scale = beta_tensor if kl.dim() == 1 or beta_dim is None else beta_tensor.unsqueeze(1)
-        scale = scale.double()
+        whole = kl.dim() == 1 or in_dims[12] is None
+        scale = (beta_tensor if whole else beta_tensor.unsqueeze(1)).double()
     # added in float64 and rounded once, as the kernel does
     loss = (recon.double() + scale * kl.double()).to(torch.promote_types(recon.dtype, kl.dtype))
     return (loss, recon, kl), (0, 0, 0)
@@ -221,13 +187,12 @@ def _sample_and_kl_in_vmap(
     logvar_p: Tensor | None,
     eps: Tensor | None,
     generator: torch.Generator | None,
-    formula: int,
-    reduction: int,
+    loss: int,
 ) -> Any:
     if eps is None:
         eps, generator = ops._normal_like(mu, generator), None
     with _below_vmap("FuncTorchVmapMode"):
-        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduction)
+        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, eps, generator, loss)
 
 
 _library = torch.library.Library("fastvae", "FRAGMENT")

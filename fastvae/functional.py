@@ -52,14 +52,14 @@ _elementwise_loss_composed = ops.elementwise_loss_composed.default
 _sample_and_kl_composed = ops.sample_and_kl_composed.default
 _vae_loss_composed = ops.vae_loss_composed.default
 
-# The ops take integers. Each of these names is read once, here.
-_FORMULAS = {name: i for i, name in enumerate(ops.formulas())}
+# An op takes one integer for all names: the formula's, the activation's and the reduction's added. Each name is read once, here.
+_FORMULAS = {name: 32 * i for i, name in enumerate(ops.formulas())}
 _NAMED = {
     name: _FORMULAS[one.formula]
     for name, one in likelihoods._NAMED.items()
     if one.formula in _FORMULAS
 }
-_ACTIVATIONS = {None: 0, "sigmoid": 1, "tanh": 2}
+_ACTIVATIONS = {None: 0, "sigmoid": 8, "tanh": 16}
 _OF_BOTH = {"sum": 0, "batchmean": 1, "mean": 2, "sample": 3}
 _OF_KL = _OF_BOTH | {"none": 4, "latent": 5}
 _OF_RECONSTRUCTION = _OF_BOTH | {"none": 4, "channel": 6}
@@ -87,26 +87,22 @@ def number(op: str, name: str, value: object) -> float:
 
 def _likelihood(
     op: str, likelihood: str | Likelihood, recon_x: Tensor
-) -> tuple[Tensor | None, int, Any, int]:
-    """The likelihood's parameter, its formula, its numbers (constant, x_scale, no floor, its own) and its activation."""
+) -> tuple[Tensor | None, Tensor | None, int, Any]:
+    """The likelihood's parameters, its formula with its activation, and its numbers: constant, x_scale, no floor, its own."""
     if type(likelihood) is str and likelihood in _NAMED:
-        return None, _NAMED[likelihood], None, 0
+        return None, None, _NAMED[likelihood], None
     one = likelihoods.parse(likelihood, f"fastvae.{op}")
-    parameter = None
-    if one.parameters:
-        (parameter,) = one.parameters
+    parameters: list[Tensor | None] = []
+    for parameter in one.parameters:
         if parameter.dim() == 0:  # perhaps of a Python number
             wide = torch.float64 if recon_x.dtype == torch.float64 else torch.float32
-            parameter = parameter.to(
-                recon_x.device, wide if parameter.dtype == torch.float64 else None
-            )
+            dtype = wide if parameter.dtype == torch.float64 else None
+            parameter = parameter.to(recon_x.device, dtype)
+        parameters.append(parameter)
+    first, second = (*parameters, None, None)[:2]
     own = (one.constant, one.x_scale, 0.0, *one.numbers)
-    return (
-        parameter,
-        _FORMULAS[one.formula],
-        None if own == (0.0, 1.0, 0.0) else own,
-        _ACTIVATIONS[one.activation],
-    )
+    formula = _FORMULAS[one.formula] + _ACTIVATIONS[one.activation]
+    return first, second, formula, None if own == (0.0, 1.0, 0.0) else own
 
 
 def _as_tensor(values: Any, like: Tensor) -> Tensor | None:
@@ -282,7 +278,7 @@ def kl_normal(
             op, floor = _elementwise_loss_composed, _as_tensor(floor, mu)
         else:
             op = _elementwise_loss
-        kl: Tensor = op(mu, logvar, mu_p, logvar_p, weight, formula, floor, 0, reduced)
+        kl: Tensor = op(mu, logvar, mu_p, logvar_p, weight, formula + reduced, floor)
     except Exception as error:
         _explain(
             "kl_normal", error, mu=mu, logvar=logvar, mu_p=mu_p, logvar_p=logvar_p, weight=weight
@@ -315,7 +311,7 @@ def sample_and_kl(
         op = _sample_and_kl
         if is_exporting() and is_in_onnx_export():
             op, generator = _sample_and_kl_composed, None
-        z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduced)
+        z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula + reduced)
     except Exception as error:
         _explain(
             "sample_and_kl",
@@ -359,13 +355,13 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     reduced = _choice("reconstruction_loss", "reduction", reduction, _OF_RECONSTRUCTION)
-    parameter, formula, own, activation = _likelihood("reconstruction_loss", likelihood, recon_x)
+    first, second, formula, own = _likelihood("reconstruction_loss", likelihood, recon_x)
     try:
         if is_compiling() and (reduction != "none" or own or is_in_onnx_export()):
             op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
         else:
             op = _elementwise_loss
-        nll: Tensor = op(recon_x, x, parameter, None, weight, formula, own, activation, reduced)
+        nll: Tensor = op(recon_x, x, first, second, weight, formula + reduced, own)
     except Exception as error:
         _explain("reconstruction_loss", error, recon_x=recon_x, x=x, weight=weight)
         raise
@@ -425,7 +421,7 @@ def vae_loss(
     if type(free_bits) is not float or free_bits != 0 or free_bits_per != "latent":
         least, per_latent = _free_bits("vae_loss", free_bits, free_bits_per, kl_reduction)
     floor: Any = (0.0, 1.0, least) if least != 0 else None
-    parameter, formula, own, activation = _likelihood("vae_loss", likelihood, recon_x)
+    first, second, formula, own = _likelihood("vae_loss", likelihood, recon_x)
     try:
         if per_latent:
             recon = reconstruction_loss(
@@ -434,14 +430,13 @@ def vae_loss(
             kl = kl_normal(mu, logvar, reduction=kl_reduction, free_bits=free_bits)
         elif is_compiling():
             recon, kl = _vae_loss_composed(
-                *(recon_x, x, parameter, weight, mu, logvar, beta_tensor),
-                *(formula, _as_tensor(own, recon_x), activation, reduced),
-                *(_KL_STANDARD, _as_tensor(floor, mu), kl_reduced),
+                *(recon_x, x, first, second, weight, formula + reduced, _as_tensor(own, recon_x)),
+                *(mu, logvar, _KL_STANDARD + kl_reduced, _as_tensor(floor, mu), 1.0, beta_tensor),
             )
         else:
             loss, recon, kl = _vae_loss(
-                *(recon_x, x, parameter, weight, mu, logvar, beta, beta_tensor),
-                *(formula, own, activation, reduced, _KL_STANDARD, floor, kl_reduced),
+                *(recon_x, x, first, second, weight, formula + reduced, own),
+                *(mu, logvar, _KL_STANDARD + kl_reduced, floor, beta, beta_tensor),
             )
             return VAELossOutput(loss, recon, kl)
         # beta stays out of the op, which would be compiled again for each new number, or go on with an old one. In float64,

@@ -487,15 +487,14 @@ def test_opcheck_of_every_registered_op(wanting):
 @pytest.mark.parametrize("wanting", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("beta", [None, torch.tensor(0.3)], ids=str)
 def test_opcheck_of_what_is_handed_to_a_compiler(beta, wanting):
-    """Likelihood 3 is a Gaussian, 0 the KL from N(0, 1)."""
+    """Formula 3 is a Gaussian, 0 the KL from N(0, 1)."""
     numbers = torch.tensor([0.25, 0.5, 0.0], dtype=torch.float64)
     ops = torch.ops.fastvae
     for dtype, reductions in ((torch.float32, (2, 0)), (torch.bfloat16, (3, 3))):
         recon_x, x, mu, logvar = clone(tuple(vae_inputs((3, 5), dtype).values()), wanting)
-        args = (recon_x, x, None, None, None, 3, numbers, 0, reductions[0])
+        args = (recon_x, x, None, None, None, 3 * 32 + reductions[0], numbers)
         torch.library.opcheck(ops.elementwise_loss_composed.default, args)
-        terms = (3, numbers, 0, reductions[0], 0, None, reductions[1])
-        args = (recon_x, x, None, None, mu, logvar, beta, *terms)
+        args = (*args, mu, logvar, reductions[1], None, 1.0, beta)
         torch.library.opcheck(ops.vae_loss_composed.default, args)
 
 

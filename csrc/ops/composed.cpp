@@ -92,7 +92,7 @@ struct ComposedLoss {
   static constexpr const char* kName = "FastvaeComposedLossBackward";
   static constexpr int kInputs = kMaxInputs, kSaved = kMaxInputs + 2;  // and weight, numbers
   Loss loss;
-  auto options() const { return loss.integers(); }
+  auto options() const { return std::make_tuple(loss.code); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                          const Wants<kInputs>& wants) const {

@@ -16,14 +16,13 @@ using Inputs = std::array<Tensor, kMaxInputs>;
 
 // What decides a loss beside its tensors.
 struct Loss {
+  int64_t code = -1;     // the next three in one (loss.h)
   int64_t formula = -1;  // its place in formulas/list.h; -1: none
-  Reduction reduction = Reduction::sum;
   int64_t activation = 0;
+  Reduction reduction = Reduction::sum;
   // The constant added to each value, the scale of the data, the least value (free bits), then the formula's own
   // numbers; empty where all are the identity.
   std::vector<double> numbers;
-
-  auto integers() const { return std::make_tuple(formula, static_cast<int64_t>(reduction), activation); }
 };
 constexpr int kOwnNumbers = 3;  // where the formula's own begin
 

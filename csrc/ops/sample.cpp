@@ -3,49 +3,48 @@
 // backward. One implementation: reparameterize is the one without a formula.
 #include <ATen/ops/empty.h>
 
-#include "elementwise_loss.h"
+#include "loss.h"
 #include "noise.h"
 
 namespace fastvae {
 namespace {
 
-const char* op_of(int64_t formula) { return formula < 0 ? "fastvae.reparameterize" : "fastvae.sample_and_kl"; }
+const char* op_of(int64_t loss) { return loss < 0 ? "fastvae.reparameterize" : "fastvae.sample_and_kl"; }
 
 // ---- On the devices, and Meta.
 
 PassCall call_of(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                 const OptionalTensor& eps, const std::optional<at::Generator>& generator, int64_t formula,
-                 int64_t reduction) {
+                 const OptionalTensor& eps, const std::optional<at::Generator>& generator, int64_t loss) {
   PassCall call;
   call.in = {mu, logvar, or_undefined(mu_p), or_undefined(logvar_p)};
-  call.loss = loss_of(formula, {}, 0, reduction);
-  if (formula < 0) {
-    check_posterior(op_of(formula), mu, logvar);
+  call.loss = loss_of(loss);
+  if (loss < 0) {
+    check_posterior(op_of(loss), mu, logvar);
   } else {
-    check_loss(op_of(formula), call.loss, call.in, {});
+    check_loss(op_of(loss), call.loss, call.in, {});
   }
-  check_noise(op_of(formula), mu, eps, generator);
+  check_noise(op_of(loss), mu, eps, generator);
   call.eps = or_undefined(eps);
   call.want_z = true;
-  call.want_value = formula >= 0;
+  call.want_value = loss >= 0;
   return call;
 }
 
 // z, the KL divergence (nothing without a formula) and the state of the noise.
 std::tuple<Tensor, Tensor, Tensor> draw_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, std::optional<at::Generator> generator,
-                                               int64_t formula, int64_t reduction, int64_t /*draw*/) {
-  PassCall call = call_of(mu, logvar, mu_p, logvar_p, std::nullopt, generator, formula, reduction);
+                                               int64_t loss, int64_t /*draw*/) {
+  PassCall call = call_of(mu, logvar, mu_p, logvar_p, std::nullopt, generator, loss);
   const Draw drawn = draw(mu, generator);
   call.noise = drawn.noise;
   const Pass pass = run(call);
-  return {pass.z, formula < 0 ? at::empty({0}, drawn.state.options()) : pass.value, drawn.state};
+  return {pass.z, loss < 0 ? at::empty({0}, drawn.state.options()) : pass.value, drawn.state};
 }
 
 std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                          const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                         std::optional<at::Generator> generator, int64_t formula, int64_t reduction) {
-  PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduction);
+                                         std::optional<at::Generator> generator, int64_t loss) {
+  PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss);
   Draw drawn;
   if (!eps.has_value()) drawn = draw(mu, generator);
   call.noise = drawn.noise;
@@ -55,17 +54,17 @@ std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar,
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                       std::optional<at::Generator> generator) {
-  return std::get<0>(sample_and_kl(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1, 0));
+  return std::get<0>(sample_and_kl(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1));
 }
 
 // Gradients of mu, logvar, mu_p, logvar_p and eps, from those of z and kl, one of which may be absent.
 std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dkl, const OptionalTensor& mu,
                               const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                              const OptionalTensor& eps, const OptionalTensor& state, int64_t formula,
-                              int64_t reduction, std::array<bool, 5> wants) {
+                              const OptionalTensor& eps, const OptionalTensor& state, int64_t loss,
+                              std::array<bool, 5> wants) {
   PassCall call;
   call.in = {or_undefined(mu), logvar, or_undefined(mu_p), or_undefined(logvar_p)};
-  call.loss = loss_of(dkl.has_value() ? formula : -1, {}, 0, reduction);
+  call.loss = loss_of(dkl.has_value() ? loss : -1);
   call.upstream = or_undefined(dkl);
   call.dz = or_undefined(dz);
   call.eps = or_undefined(eps);
@@ -79,19 +78,18 @@ std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dk
 // For ONNX, and on devices without kernels.
 std::tuple<Tensor, Tensor> sample_and_kl_composed(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                   const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                                  std::optional<at::Generator> generator, int64_t formula,
-                                                  int64_t reduction) {
-  const PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduction);
+                                                  std::optional<at::Generator> generator, int64_t loss) {
+  const PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss);
   // Widened once, so that the two gradients of a 16-bit tensor are added before they are rounded.
   Inputs wide;
   for (int i = 0; i < kMaxInputs; ++i) wide[i] = call.in[i].defined() ? widened(call.in[i]) : Tensor();
   const Tensor z =
       composed_sample(wide[0], wide[1], eps, generator).to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
-  return {z, formula < 0 ? Tensor() : composed_loss(call.loss, wide, {}, {})};
+  return {z, loss < 0 ? Tensor() : composed_loss(call.loss, wide, {}, {})};
 }
 Tensor reparameterize_composed(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                                std::optional<at::Generator> generator) {
-  return std::get<0>(sample_and_kl_composed(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1, 0));
+  return std::get<0>(sample_and_kl_composed(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1));
 }
 
 // ---- Autograd.
@@ -100,7 +98,7 @@ struct Sample {
   static constexpr const char* kName = "FastvaeSampleBackward";
   static constexpr int kInputs = 5, kSaved = 6;  // mu, logvar, mu_p, logvar_p, eps; and the state
   Loss loss;
-  auto options() const { return loss.integers(); }
+  auto options() const { return std::make_tuple(loss.code); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                          const Wants<kInputs>& wants) const {
@@ -113,10 +111,9 @@ struct Sample {
     made[4] = wants[4] && dz.defined();
     variable_list all(kInputs);
     if (made != Wants<kInputs>{}) {
-      all = placed(
-          op.call(optional(dz), optional(dkl), optional(saved[0]), saved[1], optional(saved[2]), optional(saved[3]),
-                  optional(saved[4]), optional(saved[5]), loss.formula, static_cast<int64_t>(loss.reduction), made),
-          made);
+      all = placed(op.call(optional(dz), optional(dkl), optional(saved[0]), saved[1], optional(saved[2]),
+                           optional(saved[3]), optional(saved[4]), optional(saved[5]), loss.code, made),
+                   made);
     }
     if (wants[0] && !made[0]) all[0] = dz;
     return all;
@@ -147,12 +144,11 @@ struct Sample {
 template <class Op>
 std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, OptionalTensor eps,
-                                               std::optional<at::Generator> generator, int64_t formula,
-                                               int64_t reduction, Op value_op) {
+                                               std::optional<at::Generator> generator, int64_t loss, Op value_op) {
   static const auto draw_op = find_op<decltype(draw_sample)>("fastvae::_draw_sample");
   if (!eps.has_value() && (is_transformed(mu) || is_transformed(logvar) || is_transformed(or_undefined(mu_p)) ||
                            is_transformed(or_undefined(logvar_p)))) {
-    check_noise(op_of(formula), mu, std::nullopt, generator);
+    check_noise(op_of(loss), mu, std::nullopt, generator);
     eps = noise_for_transform(mu, generator);
     generator.reset();
   }
@@ -162,40 +158,39 @@ std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& l
   {
     at::AutoDispatchBelowADInplaceOrView below;
     if (!eps.has_value() && (differentiate || is_traced(mu))) {
-      std::tie(z, kl, state) = draw_op.call(mu, logvar, mu_p, logvar_p, generator, formula, reduction, next_draw(mu));
-      if (formula < 0) kl = Tensor();
+      std::tie(z, kl, state) = draw_op.call(mu, logvar, mu_p, logvar_p, generator, loss, next_draw(mu));
+      if (loss < 0) kl = Tensor();
     } else {
       std::tie(z, kl) = value_op(eps, generator);
     }
   }
-  const Loss loss = loss_of(formula, {}, 0, reduction);
+  const Loss of_kl = loss_of(loss);
   if (differentiate) {
     // Without a formula mu is not needed in the backward pass.
     const auto node =
-        record(Sample{loss}, inputs, {formula < 0 ? Tensor() : mu, logvar, inputs[2], inputs[3], inputs[4], state});
+        record(Sample{of_kl}, inputs, {loss < 0 ? Tensor() : mu, logvar, inputs[2], inputs[3], inputs[4], state});
     torch::autograd::set_history(z, node);
     if (kl.defined()) torch::autograd::set_history(kl, node);
   }
   set_tangent(z, composed_sample_tangent(mu, logvar, inputs[4]));
-  if (kl.defined()) set_tangent(kl, composed_tangent(loss, {mu, logvar, inputs[2], inputs[3]}, {}));
+  if (kl.defined()) set_tangent(kl, composed_tangent(of_kl, {mu, logvar, inputs[2], inputs[3]}, {}));
   return {z, kl};
 }
 
 std::tuple<Tensor, Tensor> sample_and_kl_autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                   const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                                  std::optional<at::Generator> generator, int64_t formula,
-                                                  int64_t reduction) {
+                                                  std::optional<at::Generator> generator, int64_t loss) {
   static const auto op = find_op<decltype(sample_and_kl)>("fastvae::sample_and_kl");
-  return sample_with_history(mu, logvar, mu_p, logvar_p, eps, generator, formula, reduction,
+  return sample_with_history(mu, logvar, mu_p, logvar_p, eps, generator, loss,
                              [&](const OptionalTensor& e, const std::optional<at::Generator>& from) {
-                               return op.call(mu, logvar, mu_p, logvar_p, e, from, formula, reduction);
+                               return op.call(mu, logvar, mu_p, logvar_p, e, from, loss);
                              });
 }
 
 Tensor reparameterize_autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                                std::optional<at::Generator> generator) {
   static const auto op = find_op<decltype(reparameterize)>("fastvae::reparameterize");
-  return std::get<0>(sample_with_history(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1, 0,
+  return std::get<0>(sample_with_history(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1,
                                          [&](const OptionalTensor& e, const std::optional<at::Generator>& from) {
                                            return std::make_tuple(op.call(mu, logvar, e, from), Tensor());
                                          }));
@@ -207,21 +202,21 @@ TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def("reparameterize(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor", kRandom);
   m.def(
       "sample_and_kl(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? eps, Generator? generator, "
-      "int formula, int reduction) -> (Tensor z, Tensor kl)",
+      "int loss) -> (Tensor z, Tensor kl)",
       kRandom);
   m.def(
-      "_draw_sample(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Generator? generator, int formula, "
-      "int reduction, int draw) -> (Tensor z, Tensor kl, Tensor state)",
+      "_draw_sample(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Generator? generator, int loss, "
+      "int draw) -> (Tensor z, Tensor kl, Tensor state)",
       kRandom);
   m.def(
       "_sample_gradients(Tensor? dz, Tensor? dkl, Tensor? mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, "
-      "Tensor? eps, Tensor? state, int formula, int reduction, bool[5] wants) -> Tensor[]",
+      "Tensor? eps, Tensor? state, int loss, bool[5] wants) -> Tensor[]",
       kPure);
   m.def("reparameterize_composed(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor",
         reparameterize_composed, kRandom);
   m.def(
       "sample_and_kl_composed(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? eps, Generator? "
-      "generator, int formula, int reduction) -> (Tensor z, Tensor kl)",
+      "generator, int loss) -> (Tensor z, Tensor kl)",
       sample_and_kl_composed, kRandom);
   implement(m, "reparameterize", reparameterize);
   implement_elsewhere(m, "reparameterize", reparameterize_composed);

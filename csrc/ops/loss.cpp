@@ -1,0 +1,375 @@
+// elementwise_loss, one formula's loss, and vae_loss = loss + beta * kl, two of them under one autograd node. With
+// scalar reductions the forward pass of training reads the inputs once and writes their gradients; when that result is
+// what backward() starts from, nothing is left to compute there. All else recomputes from the saved inputs.
+#include "loss.h"
+
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/scalar_tensor.h>
+
+#include "../formulas/list.h"
+#include "views.h"
+
+namespace fastvae {
+namespace {
+
+struct Description {
+  const char* name;
+  const Argument* inputs;
+  int count, numbers;
+  bool counts;
+};
+#define FASTVAE_DESCRIPTION(F) {F::kName, F::kInputs, kInputsOf<F>, F::kNumbers, F::kCounts},
+constexpr Description kFormulas[] = {FASTVAE_FORMULAS(FASTVAE_DESCRIPTION)};
+#undef FASTVAE_DESCRIPTION
+
+const Description& described(int64_t formula) {
+  TORCH_CHECK_VALUE(formula >= 0 && formula < static_cast<int64_t>(std::size(kFormulas)),
+                    "fastvae: there is no formula number ", formula);
+  return kFormulas[formula];
+}
+
+std::vector<std::string> formulas() {
+  std::vector<std::string> names;
+  for (const Description& f : kFormulas) names.push_back(f.name);
+  return names;
+}
+
+}  // namespace
+
+void check_loss(const char* op, const Loss& loss, const Inputs& in, const Tensor& weight, const Tensor& numbers) {
+  const Description& f = described(loss.formula);
+  const Tensor& main = in[0];
+  const char* main_name = f.inputs[0].name;
+  const bool scaled = numbers.defined() || (!loss.numbers.empty() && loss.numbers[1] != 1);
+  if (f.inputs[1].role == kMain) {
+    check_posterior(op, main, in[1]);
+    if (f.count > 2) check_prior(op, main, in[2], in[3]);
+  } else {
+    check_tensor(op, main_name, main);
+    check_batch(op, main_name, main);
+  }
+  for (int i = 1; i < f.count; ++i) {
+    const auto& [name, role] = f.inputs[i];
+    const Tensor& t = in[i];
+    if (role == kMain) continue;
+    if (role == kData) {
+      check_tensor(op, name, t, /*may_be_integer=*/true);
+      TORCH_CHECK_VALUE(t.scalar_type() != at::kByte || f.counts || scaled, op, ": ", name,
+                        " is uint8: pixels in 0..255 need a scale, as in SquaredError(x_scale=1 / 255) of "
+                        "fastvae.likelihoods; if its numbers are meant as they are, give ",
+                        name, ".short()");
+    } else {
+      TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
+      check_dtype(op, name, t);
+    }
+    check_same_device(op, main_name, main, name, t);
+    if (role == kData) {
+      check_same_shape(op, main_name, main, name, t);
+    } else {
+      check_broadcasts(op, name, t, main_name, main);
+    }
+    if (!is_supported_integer(t.scalar_type())) check_same_arithmetic(op, main_name, main, name, t);
+  }
+  if (weight.defined()) check_weight(op, weight, main_name, main);
+  TORCH_CHECK_VALUE(loss.reduction != Reduction::channel || main.dim() > 1, op,
+                    ": reduction=\"channel\" needs dimension 1, but ", main_name, "'s shape is ", main.sym_sizes());
+  const int64_t given = numbers.defined() ? numbers.size(0) : static_cast<int64_t>(loss.numbers.size());
+  TORCH_CHECK_VALUE(given == kOwnNumbers + f.numbers || (given == 0 && f.numbers == 0), op, ": ", f.name, " has ",
+                    f.numbers, " numbers of its own, but got ", given);
+}
+
+namespace {
+
+// One term, or a reconstruction and a KL divergence.
+struct Objective {
+  PassCall main, kl;
+
+  bool is_pair() const { return kl.loss.formula >= 0; }
+  const char* op() const {
+    if (is_pair()) return "fastvae.vae_loss";
+    return described(main.loss.formula).inputs[1].role == kMain ? "fastvae.kl_normal" : "fastvae.reconstruction_loss";
+  }
+  std::array<Tensor, 6> inputs() const { return {main.in[0], main.in[1], main.in[2], main.in[3], kl.in[0], kl.in[1]}; }
+  void want(const Wants<6>& wants) {
+    std::copy_n(wants.begin(), 4, main.wants.begin());
+    std::copy_n(wants.begin() + 4, 2, kl.wants.begin());
+  }
+};
+
+// The arguments that the ops share; `numbers` are a list, or a tensor where a compiler must not make constants of them.
+#define FASTVAE_SCHEMA(numbers)                                                  \
+  "Tensor a, Tensor b, Tensor? c, Tensor? d, Tensor? weight, int loss, " numbers \
+  " numbers, Tensor? mu, "                                                       \
+  "Tensor? logvar, int kl, " numbers " kl_numbers, float beta, Tensor? beta_tensor"
+#define FASTVAE_PARAMETERS(Numbers)                                                                                 \
+  const Tensor &a, const Tensor &b, const OptionalTensor &c, const OptionalTensor &d, const OptionalTensor &weight, \
+      int64_t loss, Numbers numbers, const OptionalTensor &mu, const OptionalTensor &logvar, int64_t kl,     \
+      Numbers kl_numbers, double beta, const OptionalTensor &beta_tensor
+#define FASTVAE_ARGUMENTS a, b, c, d, weight, loss, numbers, mu, logvar, kl, kl_numbers, beta, beta_tensor
+
+Objective objective_of(FASTVAE_PARAMETERS(Numbers)) {
+  Objective o;
+  o.main.in = {a, b, or_undefined(c), or_undefined(d)};
+  o.main.weight = or_undefined(weight);
+  o.main.loss = loss_of(loss, numbers);
+  o.kl.in = {or_undefined(mu), or_undefined(logvar), Tensor(), Tensor()};
+  o.kl.loss = loss_of(kl, kl_numbers);
+  o.kl.factor = beta;
+  o.kl.factor_at = or_undefined(beta_tensor);
+  return o;
+}
+
+void check(const Objective& o, const Tensor& numbers = {}) {
+  const char* op = o.op();
+  check_loss(op, o.main.loss, o.main.in, o.main.weight, numbers);
+  if (!o.is_pair()) return;
+  const Tensor &recon_x = o.main.in[0], &mu = o.kl.in[0], &beta = o.kl.factor_at;
+  check_loss(op, o.kl.loss, o.kl.in, {});
+  check_same_device(op, "recon_x", recon_x, "mu", mu);
+  TORCH_CHECK_VALUE(recon_x.sym_size(0) == mu.sym_size(0), op,
+                    ": recon_x and mu must have the same batch size, but got shapes ", recon_x.sym_sizes(), " and ",
+                    mu.sym_sizes());
+  if (!beta.defined()) return;
+  TORCH_CHECK_VALUE(beta.dim() == 0, op, ": beta must be a float or a 0-dim tensor, but its shape is ",
+                    beta.sym_sizes());
+  check_dtype(op, "beta", beta);
+  check_same_device(op, "beta", beta, "mu", mu);
+}
+
+void check_beta(const OptionalTensor& beta) {
+  TORCH_CHECK_VALUE(!beta.has_value() || !beta->requires_grad(),
+                    "fastvae.vae_loss: beta must not require a gradient, as none is computed for it; give "
+                    "beta.detach(), or, to learn it, add the terms yourself: recon + beta * kl");
+}
+
+// ---- On the devices, and Meta.
+
+std::vector<Tensor> listed(const Pass& main, const Pass& kl) {
+  return defined_only({main.d[0], main.d[1], main.d[2], main.d[3], kl.d[0], kl.d[1]});
+}
+
+// The value, or (loss, recon, kl); and gradients of the first.
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(FASTVAE_PARAMETERS(Numbers),
+                                                                    std::array<bool, 6> wants) {
+  Objective o = objective_of(FASTVAE_ARGUMENTS);
+  check(o);
+  o.want(wants);
+  o.main.want_value = o.kl.want_value = true;
+  if (!o.is_pair()) {
+    const Pass pass = run(o.main);
+    return {{pass.value}, listed(pass, {})};
+  }
+  const Pass main = prepare(o.main), of_kl = prepare(o.kl);
+  const Tensor sum = at::empty_like(main.value.scalar_type() == at::kDouble ? main.value : of_kl.value);
+  Combination combination;
+  if (!sum.is_meta()) combination.loss = sum.data_ptr();
+  combination.float64 = sum.scalar_type() == at::kDouble;
+  combination.beta = beta;
+  combination.weight = of_kl.args.scale_at;
+  run_objective(a, main.args, of_kl.args, combination);
+  return {{sum, main.value, of_kl.value}, listed(main, of_kl)};
+}
+
+// From the gradients of the terms; that of kl is multiplied by beta.
+std::vector<Tensor> gradients(const OptionalTensor& g, const OptionalTensor& g_kl, FASTVAE_PARAMETERS(Numbers),
+                              std::array<bool, 6> wants) {
+  Objective o = objective_of(FASTVAE_ARGUMENTS);
+  o.want(wants);
+  o.main.upstream = or_undefined(g);
+  o.kl.upstream = or_undefined(g_kl);
+  constexpr Wants<kMaxInputs> kNone = {};
+  const Pass main = o.main.wants != kNone ? prepare(o.main) : Pass(),
+             of_kl = o.kl.wants != kNone ? prepare(o.kl) : Pass();
+  if (o.is_pair()) {
+    run_objective(a, main.args, of_kl.args, {});
+  } else {
+    run_pass(a, main.args);
+  }
+  return listed(main, of_kl);
+}
+
+Tensor elementwise_loss(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
+                        const OptionalTensor& weight, int64_t loss, Numbers numbers) {
+  return std::get<0>(with_gradients(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}, {}))[0];
+}
+std::tuple<Tensor, Tensor, Tensor> vae_loss(FASTVAE_PARAMETERS(Numbers)) {
+  const auto values = std::get<0>(with_gradients(FASTVAE_ARGUMENTS, {}));
+  return {values[0], values[1], values[2]};
+}
+
+// ---- In aten ops: for compilers and ONNX, and on devices without kernels.
+
+// For a compiler, the two terms. Their weighted sum is the caller's, in Python, where a compiler sees what beta is.
+std::tuple<Tensor, Tensor> vae_loss_composed(FASTVAE_PARAMETERS(const OptionalTensor&)) {
+  const Objective o = objective_of(a, b, c, d, weight, loss, {}, mu, logvar, kl, {}, beta, beta_tensor);
+  check(o, or_undefined(numbers));
+  check_beta(beta_tensor);
+  return {composed_loss(o.main.loss, o.main.in, o.main.weight, or_undefined(numbers)),
+          o.is_pair() ? composed_loss(o.kl.loss, o.kl.in, {}, or_undefined(kl_numbers)) : Tensor()};
+}
+Tensor elementwise_loss_composed(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
+                                 const OptionalTensor& weight, int64_t loss, const OptionalTensor& numbers) {
+  return std::get<0>(vae_loss_composed(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}));
+}
+
+// Not in float64, which MPS does not have.
+std::tuple<Tensor, Tensor, Tensor> vae_loss_elsewhere(FASTVAE_PARAMETERS(Numbers)) {
+  const Objective o = objective_of(FASTVAE_ARGUMENTS);
+  check(o);
+  check_beta(beta_tensor);
+  const Tensor main = composed_loss(o.main.loss, o.main.in, o.main.weight, {});
+  if (!o.is_pair()) return {main, Tensor(), Tensor()};
+  const Tensor of_kl = composed_loss(o.kl.loss, o.kl.in, {}, {});
+  const Tensor weighted = beta_tensor.has_value() ? of_kl * beta_tensor->to(of_kl.scalar_type()) : of_kl * beta;
+  return {main + weighted, main, of_kl};
+}
+Tensor elementwise_loss_elsewhere(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
+                                  const OptionalTensor& weight, int64_t loss, Numbers numbers) {
+  return std::get<0>(vae_loss_elsewhere(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}));
+}
+
+// ---- Autograd.
+
+Tensor sum(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? a + b : (a.defined() ? a : b); }
+
+struct LossNode {
+  static constexpr const char* kName = "FastvaeLossBackward";
+  // The inputs of both terms; and weight, beta, if a tensor, and the lifted numbers.
+  static constexpr int kInputs = 6, kSaved = kInputs + 4, kWeight = 6, kBeta = 7, kNumbers = 8, kKlNumbers = 9;
+  using Saved = std::array<Tensor, kSaved>;
+  Loss main, kl;
+  double beta;
+  bool lifted = false;
+  auto options() const { return std::make_tuple(main.code, kl.code); }
+
+  void lift_numbers(std::array<torch::autograd::SavedVariable, kSaved>& saved) {
+    if (kl.formula >= 0 && !saved[kBeta].unpack().defined()) {
+      saved[kBeta] = torch::autograd::SavedVariable(at::scalar_tensor(beta, at::kDouble), /*is_output=*/false);
+      lifted = true;
+    }
+    if (!main.numbers.empty()) lift(saved[kNumbers], main.numbers);
+    if (!kl.numbers.empty()) lift(saved[kKlNumbers], kl.numbers);
+  }
+
+  variable_list backward(const variable_list& g, const Saved& saved, const Wants<kInputs>& wants) const {
+    static const auto op = find_op<decltype(gradients)>("fastvae::_loss_gradients");
+    if (saved[kNumbers].defined() || saved[kKlNumbers].defined()) return differentiable_backward(g, saved, wants);
+    // Alone, the gradient of loss meets the same roundings in the kernel as in the forward pass: beta goes there.
+    const bool in_kernel = g.size() == 1 || (g[0].defined() && !g[2].defined() && !lifted);
+    const auto [g_main, g_kl] = in_kernel && g.size() > 1 ? std::pair(sum(g[0], g[1]), g[0]) : upstream(g, saved);
+    Wants<kInputs> made = wants;
+    for (int i = 0; i < kInputs; ++i) made[i] = wants[i] && (i < 4 ? g_main : g_kl).defined();
+    return placed(
+        op.call(optional(g_main), optional(g_kl), saved[0], saved[1], optional(saved[2]), optional(saved[3]),
+                optional(saved[kWeight]), main.code, main.numbers, optional(saved[4]), optional(saved[5]), kl.code,
+                kl.numbers, in_kernel ? beta : 1, in_kernel ? optional(saved[kBeta]) : std::nullopt, made),
+        made);
+  }
+  variable_list differentiable_backward(const variable_list& g, const Saved& saved, const Wants<kInputs>& wants) const {
+    const auto [g_main, g_kl] = upstream(g, saved);
+    variable_list all(kInputs);
+    if (g_main.defined()) {
+      const auto d = composed_gradients(g_main, main, {saved[0], saved[1], saved[2], saved[3]}, saved[kWeight],
+                                        saved[kNumbers], {wants[0], wants[1], wants[2], wants[3]});
+      std::copy_n(d.begin(), 4, all.begin());
+    }
+    if (g_kl.defined()) {
+      const auto d = composed_gradients(g_kl, kl, {saved[4], saved[5], Tensor(), Tensor()}, {}, saved[kKlNumbers],
+                                        {wants[4], wants[5]});
+      std::copy_n(d.begin(), 2, all.begin() + 4);
+    }
+    return all;
+  }
+
+ private:
+  // The gradients that reach the two terms, from that of the value or those of (loss, recon, kl).
+  std::pair<Tensor, Tensor> upstream(const variable_list& g, const Saved& saved) const {
+    if (g.size() == 1) return {g[0], Tensor()};
+    Tensor weighted = g[0];
+    if (g[0].defined()) weighted = saved[kBeta].defined() ? (g[0] * saved[kBeta]).to(g[0].scalar_type()) : g[0] * beta;
+    return {sum(g[0], g[1]), sum(weighted, g[2])};
+  }
+};
+
+// `value` runs the op below autograd where no gradients are made with it.
+template <class Value>
+std::vector<Tensor> with_history(FASTVAE_PARAMETERS(Numbers), Value value) {
+  static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_loss_with_gradients");
+  const Objective o = objective_of(FASTVAE_ARGUMENTS);
+  const auto inputs = o.inputs();
+  const bool differentiate = torch::autograd::compute_requires_grad(a, b, c, d, mu, logvar);
+  std::vector<Tensor> values;
+  variable_list kept;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    if (differentiate && is_scalar(o.main.loss.reduction) && may_keep_gradients(inputs)) {
+      const auto wants = wanted(inputs);
+      std::vector<Tensor> made;
+      std::tie(values, made) = with_gradients_op.call(FASTVAE_ARGUMENTS, wants);
+      kept = placed(made, wants);
+    } else {
+      values = value();
+    }
+  }
+  if (differentiate) {
+    const auto node = record(LossNode{o.main.loss, o.kl.loss, beta}, inputs,
+                             {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], o.main.weight,
+                              o.kl.factor_at, Tensor(), Tensor()},
+                             std::move(kept));
+    for (const Tensor& v : values) torch::autograd::set_history(v, node);
+  }
+  const Tensor d_main = composed_tangent(o.main.loss, o.main.in, o.main.weight);
+  if (!o.is_pair()) {
+    set_tangent(values[0], d_main);
+    return values;
+  }
+  const Tensor d_kl = composed_tangent(o.kl.loss, o.kl.in, {});
+  const Tensor weighted = !d_kl.defined() ? d_kl : beta_tensor.has_value() ? d_kl * *beta_tensor : d_kl * beta;
+  set_tangent(values[0], sum(d_main, weighted));
+  set_tangent(values[1], d_main);
+  set_tangent(values[2], d_kl);
+  return values;
+}
+
+Tensor elementwise_loss_autograd(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
+                                 const OptionalTensor& weight, int64_t loss, Numbers numbers) {
+  static const auto op = find_op<decltype(elementwise_loss)>("fastvae::elementwise_loss");
+  return with_history(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {},
+                      [&] { return std::vector<Tensor>{op.call(a, b, c, d, weight, loss, numbers)}; })[0];
+}
+std::tuple<Tensor, Tensor, Tensor> vae_loss_autograd(FASTVAE_PARAMETERS(Numbers)) {
+  static const auto op = find_op<decltype(vae_loss)>("fastvae::vae_loss");
+  check_beta(beta_tensor);
+  const auto values = with_history(FASTVAE_ARGUMENTS, [&] {
+    const auto [sum, recon, of_kl] = op.call(FASTVAE_ARGUMENTS);
+    return std::vector<Tensor>{sum, recon, of_kl};
+  });
+  return {values[0], values[1], values[2]};
+}
+
+#define FASTVAE_INPUTS "Tensor a, Tensor b, Tensor? c, Tensor? d, Tensor? weight, int loss, "
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastvae, m) {
+  m.def("formulas() -> str[]", formulas);
+  m.def("elementwise_loss(" FASTVAE_INPUTS "float[]? numbers) -> Tensor", kPure);
+  m.def("elementwise_loss_composed(" FASTVAE_INPUTS "Tensor? numbers) -> Tensor", elementwise_loss_composed, kPure);
+  m.def("vae_loss(" FASTVAE_SCHEMA("float[]?") ") -> (Tensor loss, Tensor recon, Tensor kl)", kPure);
+  m.def("vae_loss_composed(" FASTVAE_SCHEMA("Tensor?") ") -> (Tensor recon, Tensor kl)", vae_loss_composed, kPure);
+  m.def("_loss_with_gradients(" FASTVAE_SCHEMA("float[]?") ", bool[6] wants) -> (Tensor[] values, Tensor[] gradients)",
+        kPure);
+  m.def("_loss_gradients(Tensor? g, Tensor? g_kl, " FASTVAE_SCHEMA("float[]?") ", bool[6] wants) -> Tensor[]", kPure);
+  implement(m, "elementwise_loss", elementwise_loss);
+  implement_elsewhere(m, "elementwise_loss", elementwise_loss_elsewhere);
+  implement(m, "vae_loss", vae_loss);
+  implement_elsewhere(m, "vae_loss", vae_loss_elsewhere);
+  implement_inner(m, "_loss_with_gradients", with_gradients);
+  implement_inner(m, "_loss_gradients", gradients);
+}
+TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
+  m.impl("elementwise_loss", elementwise_loss_autograd);
+  m.impl("vae_loss", vae_loss_autograd);
+}
+
+}  // namespace fastvae
