@@ -61,17 +61,25 @@ def _reduced(value: Tensor, reduction: int, weight: Tensor | None) -> Tensor:
     return total.to(value.dtype)
 
 
-def _loss(tensors: Sequence[Any], loss: int, numbers: Sequence[float] | None) -> Tensor:
+def _loss(
+    info: Any, in_dims: _Dims, tensors: Sequence[Any], loss: int, numbers: Any, rank: int
+) -> Tensor:
+    """Of a, b, c, d and the weight."""
+    a, b, *rest = stacked = _stacked(info, in_dims, tensors, rank)
     reduction = loss % 8
-    value = ops.elementwise_loss(*tensors, loss - reduction + _NONE, numbers)
-    return _reduced(value, reduction, tensors[4])
+    value = ops.elementwise_loss(a, b, loss - reduction + _NONE, *rest, numbers)
+    return _reduced(value, reduction, stacked[4])
+
+
+def _rank(t: Tensor, dim: int | None) -> int:
+    return t.dim() - (dim is not None)
 
 
 def _elementwise_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
-    tensors, options = arguments[:5], arguments[5:]
-    seen = [_meta(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
-    ops.elementwise_loss(*seen, *options)
-    return _loss(_stacked(info, in_dims, tensors, seen[0].dim()), *options), 0
+    ops.elementwise_loss(*map(_meta, arguments, in_dims))
+    a, b, loss, c, d, weight, numbers = (*arguments, *[None] * 4)[:7]
+    dims = (*in_dims[:2], *in_dims[3:], *[None] * 3)
+    return _loss(info, dims, (a, b, c, d, weight), loss, numbers, _rank(a, dims[0])), 0
 
 
 def _reparameterize_rule(
@@ -101,25 +109,27 @@ def _sample_and_kl_rule(
     tensors = (mu, logvar, mu_p, logvar_p, eps)
     *parameters, noise = map(_meta, tensors, in_dims)
     ops.sample_and_kl(*parameters, noise, None, loss)
-    *stacked, noise = _stacked(info, in_dims, tensors)
-    z = ops.reparameterize(stacked[0], stacked[1], noise)
-    return (z, _loss([*stacked, None], loss, None)), (0, 0)
+    stacked = _stacked(info, in_dims, tensors)
+    z = ops.reparameterize(stacked[0], stacked[1], stacked[4])
+    kl = _loss(info, in_dims, (*tensors[:4], None), loss, None, _rank(mu, in_dims[0]))
+    return (z, kl), (0, 0)
 
 
 def _vae_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
-    tensors, options = arguments[:5], arguments[5:7]
-    latents, (kl_loss, kl_numbers, beta, beta_tensor) = arguments[7:9], arguments[9:]
-    ops.vae_loss(*[_meta(t, dim) for t, dim in zip(arguments, in_dims, strict=True)])
-    rank = tensors[0].dim() - (in_dims[0] is not None)
-    recon = _loss(_stacked(info, in_dims, tensors, rank), *options)
-    kl = _loss([*_stacked(info, in_dims[7:], latents), None, None, None], kl_loss, kl_numbers)
+    ops.vae_loss(*map(_meta, arguments, in_dims))
+    recon_x, x, mu, logvar, loss, kl_loss, beta, *rest = (*arguments, *[None] * 6)[:13]
+    (c, d, weight, numbers, kl_numbers, beta_tensor), dims = rest, (*in_dims, *[None] * 6)
+    rank, image_dims = _rank(recon_x, dims[0]), (*dims[:2], *dims[7:10])
+    recon = _loss(info, image_dims, (recon_x, x, c, d, weight), loss, numbers, rank)
+    rank, latents = _rank(mu, dims[2]), (mu, logvar, None, None, None)
+    kl = _loss(info, (*dims[2:4], *[None] * 3), latents, kl_loss, kl_numbers, rank)
     scale: float | Tensor = beta
     if beta_tensor is not None:  # [] or [V], beside a KL of [V] or [V, B]
-        whole = kl.dim() == 1 or in_dims[12] is None
+        whole = kl.dim() == 1 or dims[12] is None
         scale = (beta_tensor if whole else beta_tensor.unsqueeze(1)).double()
     # added in float64 and rounded once, as the kernel does
-    loss = (recon.double() + scale * kl.double()).to(torch.promote_types(recon.dtype, kl.dtype))
-    return (loss, recon, kl), (0, 0, 0)
+    total = (recon.double() + scale * kl.double()).to(torch.promote_types(recon.dtype, kl.dtype))
+    return (total, recon, kl), (0, 0, 0)
 
 
 _rules: list[tuple[Callable[..., Any], str]] = [

@@ -278,7 +278,11 @@ def kl_normal(
             op, floor = _elementwise_loss_composed, _as_tensor(floor, mu)
         else:
             op = _elementwise_loss
-        kl: Tensor = op(mu, logvar, mu_p, logvar_p, weight, formula + reduced, floor)
+        kl: Tensor
+        if mu_p is weight is floor is None and logvar_p is None:  # each argument costs time
+            kl = op(mu, logvar, formula + reduced)
+        else:
+            kl = op(mu, logvar, formula + reduced, mu_p, logvar_p, weight, floor)
     except Exception as error:
         _explain(
             "kl_normal", error, mu=mu, logvar=logvar, mu_p=mu_p, logvar_p=logvar_p, weight=weight
@@ -361,7 +365,7 @@ def reconstruction_loss(
             op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
         else:
             op = _elementwise_loss
-        nll: Tensor = op(recon_x, x, first, second, weight, formula + reduced, own)
+        nll: Tensor = op(recon_x, x, formula + reduced, first, second, weight, own)
     except Exception as error:
         _explain("reconstruction_loss", error, recon_x=recon_x, x=x, weight=weight)
         raise
@@ -430,15 +434,27 @@ def vae_loss(
             kl = kl_normal(mu, logvar, reduction=kl_reduction, free_bits=free_bits)
         elif is_compiling():
             recon, kl = _vae_loss_composed(
-                *(recon_x, x, first, second, weight, formula + reduced, _as_tensor(own, recon_x)),
-                *(mu, logvar, _KL_STANDARD + kl_reduced, _as_tensor(floor, mu), 1.0, beta_tensor),
+                *(
+                    recon_x,
+                    x,
+                    mu,
+                    logvar,
+                    formula + reduced,
+                    _KL_STANDARD + kl_reduced,
+                    1.0,
+                    first,
+                    second,
+                ),
+                *(weight, _as_tensor(own, recon_x), _as_tensor(floor, mu), beta_tensor),
             )
         else:
-            loss, recon, kl = _vae_loss(
-                *(recon_x, x, first, second, weight, formula + reduced, own),
-                *(mu, logvar, _KL_STANDARD + kl_reduced, floor, beta, beta_tensor),
+            rare: tuple[Any, ...] = ()  # each argument costs time
+            if not first is weight is own is floor is beta_tensor is None:
+                rare = (first, second, weight, own, floor, beta_tensor)
+            kl_loss = _KL_STANDARD + kl_reduced
+            return VAELossOutput(
+                *_vae_loss(recon_x, x, mu, logvar, formula + reduced, kl_loss, beta, *rare)
             )
-            return VAELossOutput(loss, recon, kl)
         # beta stays out of the op, which would be compiled again for each new number, or go on with an old one. In float64,
         # as in the kernel: beta is not rounded by itself.
         loss = recon.double() + (beta if beta_tensor is None else beta_tensor) * kl.double()

@@ -492,9 +492,9 @@ def test_opcheck_of_what_is_handed_to_a_compiler(beta, wanting):
     ops = torch.ops.fastvae
     for dtype, reductions in ((torch.float32, (2, 0)), (torch.bfloat16, (3, 3))):
         recon_x, x, mu, logvar = clone(tuple(vae_inputs((3, 5), dtype).values()), wanting)
-        args = (recon_x, x, None, None, None, 3 * 32 + reductions[0], numbers)
-        torch.library.opcheck(ops.elementwise_loss_composed.default, args)
-        args = (*args, mu, logvar, reductions[1], None, 1.0, beta)
+        loss, rest = 3 * 32 + reductions[0], (None, None, None, numbers)
+        torch.library.opcheck(ops.elementwise_loss_composed.default, (recon_x, x, loss, *rest))
+        args = (recon_x, x, mu, logvar, loss, reductions[1], 1.0, *rest, None, beta)
         torch.library.opcheck(ops.vae_loss_composed.default, args)
 
 

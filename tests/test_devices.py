@@ -12,7 +12,7 @@ from cases import latents, noise
 
 # These serve such devices, and torch.onnx.export.
 OPS = {
-    "elementwise_loss_composed": (None, None, None, 3, None),
+    "elementwise_loss_composed": (3,),
     "reparameterize_composed": (noise((3, 5)),),
     "sample_and_kl_composed": (None, None, noise((3, 5)), None, 2),
 }

@@ -273,12 +273,14 @@ FASTVAE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
 }
 #endif
 #if defined(__AVX512F__)
-FASTVAE_INLINE Vec<float> scale_by_power(Vec<float> mantissa, Vec<float> n) {
+template <bool>
+FASTVAE_INLINE Vec<float> scale_by_power(Vec<float> mantissa, Vec<float> n, Vec<float>) {
   for (int i = 0; i < kRegisters; ++i)
     mantissa.part[i] = (Vec<float>::Register)_mm512_scalef_ps((__m512)mantissa.part[i], (__m512)n.part[i]);
   return mantissa;
 }
-FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n) {
+template <bool>
+FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n, Vec<double>) {
   for (int i = 0; i < kRegisters; ++i)
     mantissa.part[i] = (Vec<double>::Register)_mm512_scalef_pd((__m512d)mantissa.part[i], (__m512d)n.part[i]);
   return mantissa;

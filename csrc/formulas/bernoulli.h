@@ -14,11 +14,11 @@ struct Bernoulli : Formula {
   template <class T>
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
     const T l = in[0], x = in[1];
-    const T t = exponential(-absolute(l));
+    const T t = exponential_of_negative(-absolute(l));
     const T rest = quotient(t, T(1) + t);  // of p, or of 1 - p
     const auto negative = l < T(0);
     const T line = select(negative, -x * l, (T(1) - x) * l);
-    return {line + log1p(t), {select(negative, rest - x, (T(1) - x) - rest), -l}};
+    return {line + log1p_of_fraction(t), {select(negative, rest - x, (T(1) - x) - rest), -l}};
   }
 };
 
@@ -32,7 +32,7 @@ struct BernoulliProbabilities : Formula {
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
     using S = ScalarOf<T>;
     const T p = in[0], x = in[1];
-    const T log_p = logarithm(p), log_rest = log1p(-p), least = T(S(-100));
+    const T log_p = logarithm_of_probability(p), log_rest = logarithm_of_complement(p), least = T(S(-100));
     const T variance = at_least(p * (T(1) - p), T(S(1e-12)));
     return {-(x * at_least(log_p, least) + (T(1) - x) * at_least(log_rest, least)),
             {quotient(p - x, variance), log_rest - log_p}};

@@ -17,18 +17,24 @@ struct ContinuousBernoulli : Formula {
     const auto near = absolute(l) < one;
     // log((e^l - 1) / l) = l / 2 + log(sinh(l / 2) / (l / 2)); the series has B_2n / (2n (2n)!) of l^2n.
     const T inside = guarded(near, l), y = inside * inside;
-    const T series = polynomial(y, S(4.1666666666666667e-2), S(-3.4722222222222222e-4), S(5.5114638447971781e-6),
-                                S(-1.0333994708994709e-7), S(2.0876756987868099e-9), S(-4.4034917822395777e-11),
-                                S(9.5589546647747706e-13), S(-2.1185501852016143e-14), S(4.7700344757099136e-16));
-    const T slope = polynomial(y, S(8.3333333333333333e-2), S(-1.3888888888888889e-3), S(3.3068783068783069e-5),
-                               S(-8.2671957671957672e-7), S(2.0876756987868099e-8), S(-5.2841901386874932e-10),
-                               S(1.3382536530684679e-11), S(-3.3896802963225829e-13), S(8.5860620562778446e-15));
+    T series, slope;
+    if constexpr (sizeof(S) == sizeof(float)) {
+      series = polynomial(y, 4.16666667e-2f, -3.47222222e-4f, 5.51146384e-6f, -1.03339947e-7f, 2.0876757e-9f);
+      slope = polynomial(y, 8.33333333e-2f, -1.38888889e-3f, 3.30687831e-5f, -8.26719577e-7f, 2.0876757e-8f);
+    } else {
+      series = polynomial(y, 4.1666666666666667e-2, -3.4722222222222222e-4, 5.5114638447971781e-6,
+                          -1.0333994708994709e-7, 2.0876756987868099e-9, -4.4034917822395777e-11,
+                          9.5589546647747706e-13, -2.1185501852016143e-14, 4.7700344757099136e-16);
+      slope = polynomial(y, 8.3333333333333333e-2, -1.3888888888888889e-3, 3.3068783068783069e-5,
+                         -8.2671957671957672e-7, 2.0876756987868099e-8, -5.2841901386874932e-10, 1.3382536530684679e-11,
+                         -3.3896802963225829e-13, 8.5860620562778446e-15);
+    }
     // Elsewhere, with m = 1 - e^-|l|: max(l, 0) + log(m / |l|), and the mean is 1 / |l| - e^-|l| / m, or 1 minus that.
     const T size = select(near, one, absolute(l));
-    const T m = -exp_parts(-size).expm1;
+    const T m = -exp_parts(-size, exponential_of_negative(-size)).expm1;
     const T per_size = quotient(one, size), rest = per_size - quotient(one - m, m);
     const auto negative = l < T(0);
-    const T far = select(negative, T(0), l) + logarithm(m * per_size);
+    const T far = select(negative, T(0), l) + logarithm_of_probability(m * per_size);
     return {select(near, multiply_add(series, y, half * l), far) - l * x,
             {select(near, multiply_add(slope, inside, half) - x, select(negative, rest - x, (one - x) - rest)), -l}};
   }

@@ -59,7 +59,7 @@ struct Activated {
 // 1 / (1 + e^-l), all from t = e^-|l|, which cannot overflow.
 template <class T>
 FASTVAE_INLINE Activated<T> sigmoid(T l) {
-  const T t = exponential(-absolute(l));
+  const T t = exponential_of_negative(-absolute(l));
   const T q = quotient(T(1), T(1) + t);
   return {select(l < T(0), t * q, q), t * q * q};
 }
@@ -69,7 +69,7 @@ FASTVAE_INLINE Activated<T> sigmoid(T l) {
 template <class T>
 FASTVAE_INLINE Activated<T> hyperbolic_tangent(T l) {
   const T x = T(ScalarOf<T>(-2)) * absolute(l);
-  const T e = exponential(x), u = exp_parts(x, e).expm1;
+  const T e = exponential_of_negative(x), u = exp_parts(x, e).expm1;
   const T divisor = T(1) + e, q = quotient(T(1), divisor), rough = -u * q;
   // What the product with 1 / (1 + e) rounds away comes back, as from a division.
   const T near = multiply_add(multiply_add(-rough, divisor, -u), q, rough), far = multiply_add(-(e + e), q, T(1));

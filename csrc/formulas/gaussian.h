@@ -9,6 +9,7 @@ struct Gaussian : Formula {
   static constexpr const char* kName = "gaussian_logvar";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"logvar", kParameter}};
   static constexpr bool kHasMean = true;
+  static constexpr bool kLight = true;
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {

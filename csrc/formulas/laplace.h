@@ -29,6 +29,7 @@ struct Laplace : Formula {
   static constexpr const char* kName = "laplace";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"log_scale", kParameter}};
   static constexpr bool kHasMean = true;
+  static constexpr bool kLight = true;
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {

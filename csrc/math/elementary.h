@@ -98,26 +98,42 @@ struct Constants<double> {
   }
 };
 
-// mantissa * 2^n for an integer n, rounded once: in two factors, so that subnormal results and infinity come out right.
-template <class T>
-FASTVAE_INLINE T scale_by_power(T mantissa, T n) {
-  using C = Constants<ScalarOf<T>>;
+// What an integer n is shifted by to have the exponent field of a factor of 2^n in its low bits (scale_by_power).
+template <class S, bool kNegative>
+constexpr int kShift = kNegative ? Constants<S>::kBias + 63 : 2 * Constants<S>::kBias;
+
+// mantissa * 2^n, with t = n + kRound + kShift: in two factors, so that subnormal results and infinity come out right,
+// rounded once. Where n is never positive one of them is a constant.
+template <bool kNegative, class T>
+FASTVAE_INLINE T scale_by_power(T mantissa, T, T t) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
   using Int = typename Traits<T>::Int;
-  const Int k = bit_cast<Int>(n + T(C::kRound)) - bit_cast<Int>(T(C::kRound));
-  const Int half = k >> 1;
-  const T scale1 = bit_cast<T>((half + Int(C::kBias)) << C::kMantissa);
-  const T scale2 = bit_cast<T>((k - half + Int(C::kBias)) << C::kMantissa);
-  return mantissa * scale1 * scale2;
+  if constexpr (kNegative)
+    return mantissa * bit_cast<T>(bit_cast<Int>(t) << C::kMantissa) * T(S(1) / S(uint64_t(1) << 63));
+  const Int both = bit_cast<Int>(t) - bit_cast<Int>(T(C::kRound)), half = both >> 1;
+  return mantissa * bit_cast<T>(half << C::kMantissa) * bit_cast<T>((both - half) << C::kMantissa);
 }
 
 // exp(x): x = n ln2 + r with |r| <= ln2 / 2 (Cody and Waite).
+template <bool kNegative, class T>
+FASTVAE_INLINE T exponential_within(T x) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  const T round(C::kRound + S(kShift<S, kNegative>));
+  const T t = multiply_add(x, T(C::kLog2E), round), n = t - round;
+  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
+  return scale_by_power<kNegative>(C::exp_polynomial(r), n, t);
+}
 template <class T>
 FASTVAE_INLINE T exponential(T x) {
   using C = Constants<ScalarOf<T>>;
-  x = at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest));
-  const T n = multiply_add(x, T(C::kLog2E), T(C::kRound)) - T(C::kRound);
-  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
-  return scale_by_power(C::exp_polynomial(r), n);
+  return exponential_within<false>(at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest)));
+}
+// The same for x <= 0.
+template <class T>
+FASTVAE_INLINE T exponential_of_negative(T x) {
+  return exponential_within<true>(at_least(x, T(Constants<ScalarOf<T>>::kExpLowest)));
 }
 
 // x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) it is 0 elsewhere:
@@ -205,12 +221,36 @@ FASTVAE_INLINE T log1p(T x) {
   return select(x == T(0), x, logarithm_at_ends(u, logarithm_of_split(s.n, f)));  // 0 keeps its sign
 }
 
+// log(1 + x) for x in [0, 1], where 1 + x is not needed.
+template <class T>
+FASTVAE_INLINE T log1p_of_fraction(T x) {
+  using S = ScalarOf<T>;
+  const auto upper = x > T(S(0.41421356237309504880));
+  return logarithm_of_split(select(upper, T(1), T(0)), select(upper, multiply_add(x, T(S(0.5)), T(S(-0.5))), x));
+}
+
 // log of x / 2^kScale, a number in (0, 1], given that number minus 1 as well: near 1 only this has the digits. It is
 // not looked at below sqrt(1/2).
 template <int kScale, class T>
 FASTVAE_INLINE T logarithm_of_fraction(T x, T minus_one) {
   const auto s = split<kScale>(x);
   return logarithm_of_split(s.n, select(s.n < T(0), s.m - T(1), minus_one));
+}
+
+// log p and log(1 - p) for p in [0, 1]: less work than for any number. Below 0 (above 1) they are NaN.
+template <class T>
+FASTVAE_INLINE T logarithm_of_probability(T p) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  constexpr int kUp = C::kMantissa + 1;  // lifts subnormal numbers
+  const T result = logarithm_of_fraction<kUp>(p * T(S(uint64_t(1) << kUp)), p - T(1));
+  return select(p > T(0), result, select(p == T(0), T(-C::kInfinity), T(C::kNan)));
+}
+template <class T>
+FASTVAE_INLINE T logarithm_of_complement(T p) {
+  using C = Constants<ScalarOf<T>>;
+  const T result = logarithm_of_fraction<0>(T(1) - p, -p);
+  return select(p < T(1), result, select(p == T(1), T(-C::kInfinity), T(C::kNan)));
 }
 
 // sin and cos for |x| <= pi / 4.

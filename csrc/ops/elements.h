@@ -86,10 +86,17 @@ Elements<S> guarded(const at::Tensor& condition, const Elements<S>& x) {
   }
 FASTVAE_FUNCTION(absolute, abs)
 FASTVAE_FUNCTION(exponential, exp)
+FASTVAE_FUNCTION(exponential_of_negative, exp)
 FASTVAE_FUNCTION(square_root, sqrt)
 FASTVAE_FUNCTION(logarithm, log)
 FASTVAE_FUNCTION(log1p, log1p)
+FASTVAE_FUNCTION(log1p_of_fraction, log1p)
+FASTVAE_FUNCTION(logarithm_of_probability, log)
 #undef FASTVAE_FUNCTION
+template <class S>
+Elements<S> logarithm_of_complement(const Elements<S>& p) {
+  return log1p(-p);
+}
 
 template <class S>
 Elements<S> quotient(const Elements<S>& a, const Elements<S>& b) {

@@ -96,16 +96,25 @@ struct Objective {
   }
 };
 
-// The arguments that the ops share; `numbers` are a list, or a tensor where a compiler must not make constants of them.
-#define FASTVAE_SCHEMA(numbers)                                                  \
-  "Tensor a, Tensor b, Tensor? c, Tensor? d, Tensor? weight, int loss, " numbers \
-  " numbers, Tensor? mu, "                                                       \
-  "Tensor? logvar, int kl, " numbers " kl_numbers, float beta, Tensor? beta_tensor"
-#define FASTVAE_PARAMETERS(Numbers)                                                                                 \
-  const Tensor &a, const Tensor &b, const OptionalTensor &c, const OptionalTensor &d, const OptionalTensor &weight, \
-      int64_t loss, Numbers numbers, const OptionalTensor &mu, const OptionalTensor &logvar, int64_t kl,     \
-      Numbers kl_numbers, double beta, const OptionalTensor &beta_tensor
-#define FASTVAE_ARGUMENTS a, b, c, d, weight, loss, numbers, mu, logvar, kl, kl_numbers, beta, beta_tensor
+// The arguments that the ops share, the rare ones last. `numbers` are a list, or a tensor where a compiler must not
+// make constants of them.
+#define FASTVAE_SCHEMA(numbers)                                                                                        \
+  "Tensor a, Tensor b, Tensor? mu, Tensor? logvar, int loss, int kl, float beta=1.0, Tensor? c=None, Tensor? d=None, " \
+  "Tensor? weight=None, " numbers " numbers=None, " numbers " kl_numbers=None, Tensor? beta_tensor=None"
+#define FASTVAE_PARAMETERS(Numbers)                                                                                   \
+  const Tensor &a, const Tensor &b, const OptionalTensor &mu, const OptionalTensor &logvar, int64_t loss, int64_t kl, \
+      double beta, const OptionalTensor &c, const OptionalTensor &d, const OptionalTensor &weight, Numbers numbers,   \
+      Numbers kl_numbers, const OptionalTensor &beta_tensor
+#define FASTVAE_ARGUMENTS a, b, mu, logvar, loss, kl, beta, c, d, weight, numbers, kl_numbers, beta_tensor
+// The same for one term.
+#define FASTVAE_SCHEMA_OF_ONE(numbers) \
+  "Tensor a, Tensor b, int loss, Tensor? c=None, Tensor? d=None, Tensor? weight=None, " numbers " numbers=None"
+#define FASTVAE_PARAMETERS_OF_ONE(Numbers)                                                          \
+  const Tensor &a, const Tensor &b, int64_t loss, const OptionalTensor &c, const OptionalTensor &d, \
+      const OptionalTensor &weight, Numbers numbers
+#define FASTVAE_ARGUMENTS_OF_ONE a, b, loss, c, d, weight, numbers
+#define FASTVAE_WITHOUT_KL \
+  a, b, {}, {}, loss, -1, 1, c, d, weight, numbers, {}, {}
 
 Objective objective_of(FASTVAE_PARAMETERS(Numbers)) {
   Objective o;
@@ -149,8 +158,8 @@ std::vector<Tensor> listed(const Pass& main, const Pass& kl) {
 }
 
 // The value, or (loss, recon, kl); and gradients of the first.
-std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(FASTVAE_PARAMETERS(Numbers),
-                                                                    std::array<bool, 6> wants) {
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(std::array<bool, 6> wants,
+                                                                    FASTVAE_PARAMETERS(Numbers)) {
   Objective o = objective_of(FASTVAE_ARGUMENTS);
   check(o);
   o.want(wants);
@@ -171,8 +180,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(FASTVAE_PARA
 }
 
 // From the gradients of the terms; that of kl is multiplied by beta.
-std::vector<Tensor> gradients(const OptionalTensor& g, const OptionalTensor& g_kl, FASTVAE_PARAMETERS(Numbers),
-                              std::array<bool, 6> wants) {
+std::vector<Tensor> gradients(std::array<bool, 6> wants, const OptionalTensor& g, const OptionalTensor& g_kl,
+                              FASTVAE_PARAMETERS(Numbers)) {
   Objective o = objective_of(FASTVAE_ARGUMENTS);
   o.want(wants);
   o.main.upstream = or_undefined(g);
@@ -188,12 +197,11 @@ std::vector<Tensor> gradients(const OptionalTensor& g, const OptionalTensor& g_k
   return listed(main, of_kl);
 }
 
-Tensor elementwise_loss(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
-                        const OptionalTensor& weight, int64_t loss, Numbers numbers) {
-  return std::get<0>(with_gradients(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}, {}))[0];
+Tensor elementwise_loss(FASTVAE_PARAMETERS_OF_ONE(Numbers)) {
+  return std::get<0>(with_gradients({}, FASTVAE_WITHOUT_KL))[0];
 }
 std::tuple<Tensor, Tensor, Tensor> vae_loss(FASTVAE_PARAMETERS(Numbers)) {
-  const auto values = std::get<0>(with_gradients(FASTVAE_ARGUMENTS, {}));
+  const auto values = std::get<0>(with_gradients({}, FASTVAE_ARGUMENTS));
   return {values[0], values[1], values[2]};
 }
 
@@ -201,15 +209,14 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss(FASTVAE_PARAMETERS(Numbers)) {
 
 // For a compiler, the two terms. Their weighted sum is the caller's, in Python, where a compiler sees what beta is.
 std::tuple<Tensor, Tensor> vae_loss_composed(FASTVAE_PARAMETERS(const OptionalTensor&)) {
-  const Objective o = objective_of(a, b, c, d, weight, loss, {}, mu, logvar, kl, {}, beta, beta_tensor);
+  const Objective o = objective_of(a, b, mu, logvar, loss, kl, beta, c, d, weight, {}, {}, beta_tensor);
   check(o, or_undefined(numbers));
   check_beta(beta_tensor);
   return {composed_loss(o.main.loss, o.main.in, o.main.weight, or_undefined(numbers)),
           o.is_pair() ? composed_loss(o.kl.loss, o.kl.in, {}, or_undefined(kl_numbers)) : Tensor()};
 }
-Tensor elementwise_loss_composed(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
-                                 const OptionalTensor& weight, int64_t loss, const OptionalTensor& numbers) {
-  return std::get<0>(vae_loss_composed(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}));
+Tensor elementwise_loss_composed(FASTVAE_PARAMETERS_OF_ONE(const OptionalTensor&)) {
+  return std::get<0>(vae_loss_composed(FASTVAE_WITHOUT_KL));
 }
 
 // Not in float64, which MPS does not have.
@@ -223,9 +230,8 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss_elsewhere(FASTVAE_PARAMETERS(Numbers
   const Tensor weighted = beta_tensor.has_value() ? of_kl * beta_tensor->to(of_kl.scalar_type()) : of_kl * beta;
   return {main + weighted, main, of_kl};
 }
-Tensor elementwise_loss_elsewhere(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
-                                  const OptionalTensor& weight, int64_t loss, Numbers numbers) {
-  return std::get<0>(vae_loss_elsewhere(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {}));
+Tensor elementwise_loss_elsewhere(FASTVAE_PARAMETERS_OF_ONE(Numbers)) {
+  return std::get<0>(vae_loss_elsewhere(FASTVAE_WITHOUT_KL));
 }
 
 // ---- Autograd.
@@ -260,9 +266,9 @@ struct LossNode {
     Wants<kInputs> made = wants;
     for (int i = 0; i < kInputs; ++i) made[i] = wants[i] && (i < 4 ? g_main : g_kl).defined();
     return placed(
-        op.call(optional(g_main), optional(g_kl), saved[0], saved[1], optional(saved[2]), optional(saved[3]),
-                optional(saved[kWeight]), main.code, main.numbers, optional(saved[4]), optional(saved[5]), kl.code,
-                kl.numbers, in_kernel ? beta : 1, in_kernel ? optional(saved[kBeta]) : std::nullopt, made),
+        op.call(made, optional(g_main), optional(g_kl), saved[0], saved[1], optional(saved[4]), optional(saved[5]),
+                main.code, kl.code, in_kernel ? beta : 1, optional(saved[2]), optional(saved[3]),
+                optional(saved[kWeight]), main.numbers, kl.numbers, in_kernel ? optional(saved[kBeta]) : std::nullopt),
         made);
   }
   variable_list differentiable_backward(const variable_list& g, const Saved& saved, const Wants<kInputs>& wants) const {
@@ -305,7 +311,7 @@ std::vector<Tensor> with_history(FASTVAE_PARAMETERS(Numbers), Value value) {
     if (differentiate && is_scalar(o.main.loss.reduction) && may_keep_gradients(inputs)) {
       const auto wants = wanted(inputs);
       std::vector<Tensor> made;
-      std::tie(values, made) = with_gradients_op.call(FASTVAE_ARGUMENTS, wants);
+      std::tie(values, made) = with_gradients_op.call(wants, FASTVAE_ARGUMENTS);
       kept = placed(made, wants);
     } else {
       values = value();
@@ -331,11 +337,9 @@ std::vector<Tensor> with_history(FASTVAE_PARAMETERS(Numbers), Value value) {
   return values;
 }
 
-Tensor elementwise_loss_autograd(const Tensor& a, const Tensor& b, const OptionalTensor& c, const OptionalTensor& d,
-                                 const OptionalTensor& weight, int64_t loss, Numbers numbers) {
+Tensor elementwise_loss_autograd(FASTVAE_PARAMETERS_OF_ONE(Numbers)) {
   static const auto op = find_op<decltype(elementwise_loss)>("fastvae::elementwise_loss");
-  return with_history(a, b, c, d, weight, loss, numbers, {}, {}, -1, {}, 1, {},
-                      [&] { return std::vector<Tensor>{op.call(a, b, c, d, weight, loss, numbers)}; })[0];
+  return with_history(FASTVAE_WITHOUT_KL, [&] { return std::vector<Tensor>{op.call(FASTVAE_ARGUMENTS_OF_ONE)}; })[0];
 }
 std::tuple<Tensor, Tensor, Tensor> vae_loss_autograd(FASTVAE_PARAMETERS(Numbers)) {
   static const auto op = find_op<decltype(vae_loss)>("fastvae::vae_loss");
@@ -347,19 +351,17 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss_autograd(FASTVAE_PARAMETERS(Numbers)
   return {values[0], values[1], values[2]};
 }
 
-#define FASTVAE_INPUTS "Tensor a, Tensor b, Tensor? c, Tensor? d, Tensor? weight, int loss, "
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
   m.def("formulas() -> str[]", formulas);
-  m.def("elementwise_loss(" FASTVAE_INPUTS "float[]? numbers) -> Tensor", kPure);
-  m.def("elementwise_loss_composed(" FASTVAE_INPUTS "Tensor? numbers) -> Tensor", elementwise_loss_composed, kPure);
+  m.def("elementwise_loss(" FASTVAE_SCHEMA_OF_ONE("float[]?") ") -> Tensor", kPure);
+  m.def("elementwise_loss_composed(" FASTVAE_SCHEMA_OF_ONE("Tensor?") ") -> Tensor", elementwise_loss_composed, kPure);
   m.def("vae_loss(" FASTVAE_SCHEMA("float[]?") ") -> (Tensor loss, Tensor recon, Tensor kl)", kPure);
   m.def("vae_loss_composed(" FASTVAE_SCHEMA("Tensor?") ") -> (Tensor recon, Tensor kl)", vae_loss_composed, kPure);
-  m.def("_loss_with_gradients(" FASTVAE_SCHEMA("float[]?") ", bool[6] wants) -> (Tensor[] values, Tensor[] gradients)",
+  m.def("_loss_with_gradients(bool[6] wants, " FASTVAE_SCHEMA("float[]?") ") -> (Tensor[] values, Tensor[] gradients)",
         kPure);
-  m.def("_loss_gradients(Tensor? g, Tensor? g_kl, " FASTVAE_SCHEMA("float[]?") ", bool[6] wants) -> Tensor[]", kPure);
+  m.def("_loss_gradients(bool[6] wants, Tensor? g, Tensor? g_kl, " FASTVAE_SCHEMA("float[]?") ") -> Tensor[]", kPure);
   implement(m, "elementwise_loss", elementwise_loss);
   implement_elsewhere(m, "elementwise_loss", elementwise_loss_elsewhere);
   implement(m, "vae_loss", vae_loss);
