@@ -204,7 +204,7 @@ class Build(BuildExtension):
             ROOT / "setup.py",
         ]
         folder = Path(self.build_temp) / name
-        targets = [folder / f"csrc/cpu/{kernels}.o" for kernels in ("kernels", "functions")]
+        targets = [folder / f"csrc/cpu/{kernels}.o" for kernels in ("kernels", "logistic_mixture", "functions")]
         changed = max(path.stat().st_mtime for path in sources)
         if not all(target.exists() and target.stat().st_mtime >= changed for target in targets):
             self.compiler.compile(

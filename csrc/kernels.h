@@ -102,6 +102,23 @@ struct PassArgs {
   View d_eps;
 };
 
+// A discretized mixture of logistics (formulas/logistic_mixture.h), as a user chooses it.
+struct Mixture {
+  int components = 10, channels = 3;  // 3, or 1
+  double half_width = 0;              // of a bin, where x is in [-1, 1]
+  double low = 0, high = 0;           // below and above them x is in the first or last bin, which reach to infinity
+  double least_log_scale = 0;         // smaller ones count as it
+  double scale = 1, shift = 0;        // scale * x + shift is in [-1, 1]
+};
+FASTVAE_INLINE int parameters_of(const Mixture& m) { return m.components * (m.channels == 3 ? 10 : 3); }
+
+// A pass over pixels: its views are of tensors without their channels, in[0] of the parameters' first channel, in[1] of
+// x's. Forward, backward, or drawing z, a picture.
+struct MixtureArgs : PassArgs {
+  Mixture mixture;
+  int64_t step[2] = {}, d_step[2] = {}, z_step = 0;  // elements from a channel to the next, in in, d and z
+};
+
 struct NormalArgs {
   View out;
   Noise noise;

@@ -132,10 +132,33 @@ def _vae_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
     return (total, recon, kl), (0, 0, 0)
 
 
+def _logistic_mixture_rule(
+    info: Any,
+    in_dims: _Dims,
+    recon_x: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    components: int,
+    channel_dim: int,
+    numbers: Sequence[float],
+    reduction: int,
+) -> Any:
+    tensors = (recon_x, x, weight)
+    seen = [_meta(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+    ops.logistic_mixture(*seen, components, channel_dim, numbers, reduction)
+    stacked = _stacked(info, in_dims, tensors, seen[0].dim())
+    dim = channel_dim % seen[0].dim() + 1
+    value = ops.logistic_mixture(*stacked, components, dim, numbers, _NONE)
+    weights = None if weight is None else stacked[2].select(dim, 0)
+    loss = _reduced(value, reduction, weights)
+    return (loss / stacked[1].shape[dim] if reduction == _MEAN else loss), 0
+
+
 _rules: list[tuple[Callable[..., Any], str]] = [
     (_reparameterize_rule, "reparameterize"),
     (_elementwise_loss_rule, "elementwise_loss"),
     (_sample_and_kl_rule, "sample_and_kl"),
+    (_logistic_mixture_rule, "logistic_mixture"),
     (_vae_loss_rule, "vae_loss"),
 ]
 for _rule, _name in _rules:

@@ -25,9 +25,9 @@ from torch import Generator, Tensor
 from torch.compiler import is_compiling, is_exporting
 from torch.onnx import is_in_onnx_export
 
-from fastvae import _vmap, likelihoods  # noqa: F401 (_vmap registers its rules)
+from fastvae import _vmap, likelihoods, reference  # noqa: F401 (_vmap registers its rules)
 from fastvae._ops import ops
-from fastvae.likelihoods import Likelihood
+from fastvae.likelihoods import Likelihood, LogisticMixture
 from fastvae.reference import VAELossOutput
 
 __all__ = [
@@ -45,6 +45,7 @@ _normal_like = ops._normal_like.default
 _elementwise_loss = ops.elementwise_loss.default
 _sample_and_kl = ops.sample_and_kl.default
 _vae_loss = ops.vae_loss.default
+_logistic_mixture = ops.logistic_mixture.default
 # Composed of aten's ops. In compiled programs they fuse with the decoder's last layer (CONTRIBUTING.md says more), and
 # torch.onnx.export knows no others, and no generator. (is_exporting comes first: the other takes a microsecond.)
 _reparameterize_composed = ops.reparameterize_composed.default
@@ -103,6 +104,23 @@ def _likelihood(
     own = (one.constant, one.x_scale, 0.0, *one.numbers)
     formula = _FORMULAS[one.formula] + _ACTIVATIONS[one.activation]
     return first, second, formula, None if own == (0.0, 1.0, 0.0) else own
+
+
+def _of_mixture(
+    recon_x: Tensor, x: Tensor, mixture: Any, reduction: str, weight: Tensor | None
+) -> Tensor:
+    if is_exporting() and is_in_onnx_export():
+        return reference.reconstruction_loss(
+            recon_x, x, likelihood=mixture, reduction=reduction, weight=weight
+        )
+    options = (
+        mixture.components,
+        mixture.channel_dim,
+        mixture.numbers,
+        _OF_RECONSTRUCTION[reduction],
+    )
+    nll: Tensor = _logistic_mixture(recon_x, x, weight, *options)
+    return nll
 
 
 def _as_tensor(values: Any, like: Tensor) -> Tensor | None:
@@ -346,7 +364,8 @@ def reconstruction_loss(
             integers (images, counts, bits). Both may want a gradient.
         likelihood: a name, ``"mse"`` (the squared error without a half, as `torch.nn.functional.mse_loss`), ``"gaussian"`` (half of
             it), ``"l1"``, ``"bce_with_logits"``, ``"bce"`` (of probabilities), ``"continuous_bernoulli"`` or ``"poisson"``; or an object
-            of `fastvae.likelihoods`, whose parameters may want gradients.
+            of `fastvae.likelihoods`, whose parameters may want gradients. With a `likelihoods.LogisticMixture` recon_x has more
+            channels than x, and a pixel one value: "none", "mean" and ``weight`` go by x, as it says.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"``, ``"none"`` or ``"channel"``.
         weight: a float tensor that broadcasts to x, read in place: a mask, or weights of samples ([B, 1, ...]) or channels. Each
             element's value is multiplied by it; an element of weight 0 contributes 0 and gets gradient 0 whatever its
@@ -359,8 +378,12 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     reduced = _choice("reconstruction_loss", "reduction", reduction, _OF_RECONSTRUCTION)
-    first, second, formula, own = _likelihood("reconstruction_loss", likelihood, recon_x)
+    mixture = isinstance(likelihood, LogisticMixture)
+    if not mixture:
+        first, second, formula, own = _likelihood("reconstruction_loss", likelihood, recon_x)
     try:
+        if mixture:
+            return _of_mixture(recon_x, x, likelihood, reduction, weight)
         if is_compiling() and (reduction != "none" or own or is_in_onnx_export()):
             op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
         else:
@@ -425,13 +448,21 @@ def vae_loss(
     if type(free_bits) is not float or free_bits != 0 or free_bits_per != "latent":
         least, per_latent = _free_bits("vae_loss", free_bits, free_bits_per, kl_reduction)
     floor: Any = (0.0, 1.0, least) if least != 0 else None
-    first, second, formula, own = _likelihood("vae_loss", likelihood, recon_x)
+    mixture = isinstance(likelihood, LogisticMixture)
+    if not mixture:
+        first, second, formula, own = _likelihood("vae_loss", likelihood, recon_x)
     try:
-        if per_latent:
+        if per_latent or mixture:
             recon = reconstruction_loss(
                 recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
             )
-            kl = kl_normal(mu, logvar, reduction=kl_reduction, free_bits=free_bits)
+            kl = kl_normal(
+                mu,
+                logvar,
+                reduction=kl_reduction,
+                free_bits=free_bits,
+                free_bits_per=free_bits_per,
+            )
         elif is_compiling():
             recon, kl = _vae_loss_composed(
                 *(

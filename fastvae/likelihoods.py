@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils import _pytree
 
+from fastvae._ops import ops
+
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
@@ -327,6 +329,112 @@ class Poisson(Likelihood):
 
     def _sample(self, recon_x: Tensor, g: Generator | None) -> Tensor:
         return torch.poisson(self.mean(recon_x), generator=g)
+
+
+@dataclass(frozen=True)
+class LogisticMixture(Likelihood):
+    """A mixture of logistics cut into bins: Salimans, Karpathy, Chen and Kingma, *PixelCNN++* (2017).
+
+    recon_x has 10 K channels for pictures of 3, [B, 10 K, H, W], and 3 K for pictures of 1, K being ``components``: K logits,
+    then for each channel K means, K log-scales and, of 3 channels, K coefficients, by whose tanh the means of the second and
+    third channel depend on the channels before them. A pixel has one value for all its channels: ``reduction="none"`` gives
+    x's shape without them, [B, H, W], there is no "channel", and a ``weight`` has size 1 there. "mean" is over the elements
+    of x: nats a dimension.
+
+    Args:
+        components: K.
+        channel_dim: where the channels are, in recon_x and in x: 1, or -1 for [B, H, W, 10 K].
+        bins: how many values a pixel has, 2^bits.
+        x_range: the least and the largest of them, as x has them: (0, 1), or (0, 255) for images in uint8. In the formula, and so
+            for the means, they are -1 and 1.
+        edges: below and above them, in [-1, 1], x is in the first or the last bin, which reach to infinity.
+        least_log_scale: smaller ones count as it, without a gradient; -40 is as good as none.
+
+    `mean` is that of the logistics, before they are cut; `sample` draws one of the ``bins`` values, from fastvae's own noise.
+    """
+
+    components: int = 10
+    channel_dim: int = 1
+    bins: int = 256
+    _: KW_ONLY
+    x_range: tuple[float, float] = (-1.0, 1.0)
+    edges: tuple[float, float] = (-0.999, 0.999)
+    least_log_scale: float = -7.0
+    x_scale: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needs: dict[str, tuple[bool, str]] = {
+            "components": (_is_count(self.components, 1), "an integer of at least 1"),
+            "channel_dim": (isinstance(self.channel_dim, int), "an integer"),
+            "bins": (_is_count(self.bins, 2), "an integer of at least 2"),
+            "x_range": (_is_interval(self.x_range), "two numbers, the least first"),
+            "edges": (_is_interval(self.edges), "two numbers, the least first"),
+            "least_log_scale": (-40 <= self.least_log_scale <= 40, "a number from -40 to 40"),
+        }
+        for name, (right, need) in needs.items():
+            if not right:
+                what = f"fastvae.likelihoods.LogisticMixture: {name}"
+                raise ValueError(f"{what} must be {need}, but got {getattr(self, name)!r:.80}")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Half the width of a bin, the edges, the least log-scale, and what takes x to [-1, 1]."""
+        low, high = map(float, self.x_range)
+        scale = 2 / (high - low)
+        edges = map(float, self.edges)
+        return (1 / (self.bins - 1), *edges, float(self.least_log_scale), scale, -1 - low * scale)
+
+    def _parts(self, recon_x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, [K, ...], and [C, 3 or 2, K, ...]: means, log-scales and coefficients."""
+        p, k = recon_x.movedim(self.channel_dim, 0), self.components
+        return p[:k], p[k:].unflatten(0, (3, 3, k) if len(p) == 10 * k else (1, 2, k))
+
+    def _means(self, of_channel: Tensor, x: Tensor | None) -> list[Tensor]:
+        """Of each channel [K, ...], given the channels before; without x these are at their means."""
+        means = [of_channel[0, 0]]
+        if len(of_channel) == 3:
+            by = torch.tanh(of_channel[:, 2])
+            means.append(of_channel[1, 0] + by[0] * (means[0] if x is None else x[0]))
+            first, second = means if x is None else x[:2]
+            means.append(of_channel[2, 0] + by[1] * first + by[2] * second)
+        return means
+
+    def _nll(self, recon_x: Tensor, x: Tensor) -> Tensor:
+        half_width, low, high, least, scale, shift = self.numbers
+        logits, of_channel = self._parts(recon_x)
+        x = scale * x.movedim(self.channel_dim, 0) + shift
+        log_p = torch.log_softmax(logits, 0)
+        for c, mean in enumerate(self._means(of_channel, x)):
+            precision = torch.exp(-of_channel[c, 1].clamp(min=least))
+            above, below = (precision * (x[c] - mean + side) for side in (half_width, -half_width))
+            # log(sigmoid(above) - sigmoid(below)), where nothing cancels
+            inside = torch.log(-torch.expm1(-2 * half_width * precision))
+            inside = inside + F.logsigmoid(above) + F.logsigmoid(-below)
+            last = torch.where(x[c] > high, F.logsigmoid(-below), inside)
+            log_p = log_p + torch.where(x[c] < low, F.logsigmoid(above), last)
+        return -torch.logsumexp(log_p, 0)
+
+    def mean(self, recon_x: Tensor) -> Tensor:
+        logits, of_channel = self._parts(recon_x)
+        weight, (*_, scale, shift) = torch.softmax(logits, 0), self.numbers
+        means = torch.stack([(weight * m).sum(0) for m in self._means(of_channel, None)])
+        return ((means.clamp(-1, 1) - shift) / scale).movedim(0, self.channel_dim)
+
+    @torch.no_grad()
+    def sample(self, recon_x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draws a picture for each of recon_x, in ``x_range``."""
+        op = ops.logistic_mixture_sample.default
+        drawn: Tensor = op(recon_x, generator, self.components, self.channel_dim, self.numbers)
+        return drawn
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _is_interval(value: Any) -> bool:
+    return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
 _NAMED: dict[str, Likelihood] = {

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.likelihoods import Gaussian, Laplace, Likelihood, parse
+from fastvae.likelihoods import Gaussian, Laplace, Likelihood, LogisticMixture, parse
 
 __all__ = [
     "Options",
@@ -32,10 +32,12 @@ __all__ = [
     "latent_diffusion",
     "lerobot_act",
     "lightning_bolts",
+    "nvae",
     "pythae",
     "pytorch_examples",
     "pytorch_vae",
     "sigma_vae",
+    "vdvae",
 ]
 
 
@@ -161,6 +163,32 @@ def lerobot_act(kl_weight: float = 10.0) -> Recipe:
     """
     return Recipe(
         Options(beta=kl_weight, likelihood="l1", reduction="mean", kl_reduction="batchmean")
+    )
+
+
+def vdvae(pixels: int, components: int = 10, low_bit: bool = False) -> Recipe:
+    """openai/vdvae: (the mixture of logistics' negative log-likelihood + KL) / (B D), in nats a dimension.
+
+    recon_x is what its ``DmolNet`` makes, [B, H, W, 10 K], and x its target, [B, H, W, 3] in [-1, 1]; ``pixels`` is D = 3 H W.
+    With ``low_bit`` a pixel has 32 values. Its KL is a sum over many layers: add their `kl_normal` up.
+    """
+    likelihood = LogisticMixture(components, channel_dim=-1, bins=32 if low_bit else 256)
+    return Recipe(_mixture(1.0, likelihood), 1 / pixels)
+
+
+def nvae(kl_coeff: float = 1.0, components: int = 10, bits: int = 8) -> Recipe:
+    """NVLabs/NVAE with ``DiscMixLogistic``: (the mixture's negative log-likelihood + kl_coeff KL) / B.
+
+    recon_x is [B, 10 K, H, W] and x in [0, 1]. Its last bin begins at 0.99. ``kl_coeff`` is its annealed weight; while that is
+    below 1 NVAE weighs the KLs of its groups as well.
+    """
+    likelihood = LogisticMixture(components, bins=2**bits, x_range=(0.0, 1.0), edges=(-0.999, 0.99))
+    return Recipe(_mixture(kl_coeff, likelihood))
+
+
+def _mixture(beta: float, likelihood: LogisticMixture) -> Options:
+    return Options(
+        beta=beta, likelihood=likelihood, reduction="batchmean", kl_reduction="batchmean"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple, tree_map_only
 
-from fastvae.likelihoods import Likelihood, parse
+from fastvae.likelihoods import Likelihood, LogisticMixture, parse
 
 __all__ = [
     "VAELossOutput",
@@ -156,6 +156,14 @@ def reconstruction_loss(
 ) -> Tensor:
     """-log p(x | recon_x) in nats, without additive constants: `fastvae.likelihoods` has the formulas."""
     form = parse(likelihood, "fastvae.reference.reconstruction_loss")
+    if isinstance(form, LogisticMixture):  # a pixel has one value
+        dim = form.channel_dim
+        if weight is not None:
+            weight = weight.detach().expand_as(x).narrow(dim, 0, 1)
+            recon_x, x = (torch.where(weight == 0, 0, t) for t in (recon_x, x))
+            weight = weight.squeeze(dim)
+        nll = _reduce(form.nll(recon_x, x), reduction, weight)
+        return nll / x.shape[dim] if reduction == "mean" else nll
     if weight is not None:
         weight, recon_x, x, form = _weighted(weight, x, recon_x, x, form)
     return _reduce(form.nll(recon_x, x), reduction, weight)

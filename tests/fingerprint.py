@@ -24,9 +24,11 @@ from cases import (
     sums_to_round,
 )
 from likelihoods_table import ROWS
+from test_logistic_mixture import pictures
 from torch import Tensor
 
 import fastvae
+from fastvae.likelihoods import LogisticMixture
 from fastvae.random import philox_normal
 
 SMALL, LARGE = (3, 1000), (2, 70001)  # the larger is shared among threads
@@ -97,6 +99,15 @@ def fingerprints() -> dict[str, str]:
                     tensors,
                     likelihood=one,
                 )
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for last in (False, True):
+            tensors = pictures((3, 13, 31), dtype=dtype, last=last)
+            one = LogisticMixture(channel_dim=-1 if last else 1)
+            for reduction in ("mean", "sample", "none"):
+                key = f"mixture {last} {reduction} {dtype}"
+                add(key, fastvae.reconstruction_loss, tensors, likelihood=one, reduction=reduction)
+            drawn = one.sample(tensors["recon_x"], torch.Generator().manual_seed(2))
+            out[f"mixture {last} {dtype}"] = digest(drawn)
     for real in (np.float32, np.float64):
         sums = sums_to_round(real, 10_000)
         bits = random_bits(real, 10_000)

@@ -343,6 +343,86 @@ def vae_loss(
     return (recon + real(beta) * kl, recon, kl), by_recon | by_kl
 
 
+# The discretized mixture of logistics
+
+
+def sigmoid(z: Array) -> Array:
+    t = np.exp(-np.abs(z))
+    return np.where(z < 0, t, 1) / (1 + t)
+
+
+def softmax(z: Array) -> Array:
+    p = np.exp(z - z.max(axis=0))
+    return p / p.sum(axis=0)
+
+
+def logistic_mixture(
+    recon_x: ArrayLike,
+    x: ArrayLike,
+    *,
+    components: int = 10,
+    channel_dim: int = 1,
+    bins: int = 256,
+    x_range: tuple[float, float] = (-1, 1),
+    edges: tuple[float, float] = (-0.999, 0.999),
+    least_log_scale: float = -7,
+    reduction: str = "batchmean",
+    weight: ArrayLike | None = None,
+    upstream: Upstream,
+) -> Result:
+    """The parameters in their order are the logits, then for each channel means, log-scales and coefficients."""
+    p, low, high = np.moveaxis(real(recon_x), channel_dim, 0), real(x_range[0]), real(x_range[1])
+    data = 2 * (np.moveaxis(real(x), channel_dim, 0) - low) / (high - low) - 1
+    count, (logits, *rest) = len(data), np.split(p, len(p) // components)
+    per = 3 if count == 3 else 2
+    means, log_scales = [*rest[::per]], rest[1::per]
+    tanh = [np.tanh(c) for c in rest[2::3]] if count == 3 else []
+    if count == 3:
+        means[1] = means[1] + tanh[0] * data[0]
+        means[2] = means[2] + tanh[1] * data[0] + tanh[2] * data[1]
+    half, joint, by_mean, by_scale = 1 / real(bins - 1), logits, [], []
+    for mean, given, z in zip(means, log_scales, data, strict=True):
+        log_scale = np.maximum(given, least_log_scale)
+        i = np.exp(-log_scale)
+        a, b, y = i * (z - mean + half), i * (z - mean - half), 2 * half * i
+        first, last = np.broadcast_to(z < edges[0], a.shape), np.broadcast_to(z > edges[1], a.shape)
+        # log sigma(a), log sigma(-b), and the rest of log(sigma(a) - sigma(b))
+        below, above, between = -np.logaddexp(0, -a), -np.logaddexp(0, b), np.log(-np.expm1(-y))
+        inside = below + above + between
+        joint = joint + np.where(first, below, np.where(last, above, inside))
+        from_below = np.where(last, 0, sigmoid(-a))
+        from_above = np.where(first, 0, sigmoid(b))
+        from_width = np.where(first | last, 0, y * np.exp(-y) / -np.expm1(-y))
+        by_mean.append(-i * (from_below - from_above))
+        with np.errstate(invalid="ignore"):
+            slope = b * from_above - a * from_below - from_width
+        by_scale.append(np.where(given < least_log_scale, 0, slope))
+    posterior = softmax(joint)
+    m = joint.max(axis=0)
+    value = logits.max(axis=0) + np.log(np.exp(logits - logits.max(axis=0)).sum(axis=0))
+    value = value - m - np.log(np.exp(joint - m).sum(axis=0))
+
+    g_mean, g_scale = ([-posterior * d for d in ds] for ds in (by_mean, by_scale))
+    g_x = [-g.sum(axis=0) for g in g_mean]
+    parts = [softmax(logits) - posterior]
+    uses = ((1, 0), (2, 0), (2, 1))  # which coefficient is in whose mean, of which channel
+    for c in range(count):
+        parts += [g_mean[c], g_scale[c]]
+        if count == 3:
+            to, of = uses[c]
+            parts.append(g_mean[to] * data[of] * (1 - tanh[c] ** 2))
+            g_x[of] = g_x[of] + (g_mean[to] * tanh[c]).sum(axis=0)
+    w = None
+    if weight is not None:
+        w = np.broadcast_to(real(weight), np.shape(x)).take(0, channel_dim)
+    each = count if reduction == "mean" else 1
+    g = spread(upstream[0], reduction, value.shape, w) / each
+    absent = False if w is None else w == 0
+    by = {"recon_x": np.concatenate(parts), "x": np.stack(g_x) * 2 / (high - low)}
+    gradients = {k: np.moveaxis(np.where(absent, 0, g * d), 0, channel_dim) for k, d in by.items()}
+    return (reduce(value, reduction, w) / each,), gradients
+
+
 # Noise
 
 U64 = NDArray[np.uint64]

@@ -435,6 +435,12 @@ def recorded_calls() -> dict[str, list[tuple[Any, tuple, dict]]]:
         # the second derivative of a drawn sample makes the noise by itself
         torch.autograd.grad(reparameterize(mu, logvar).sum(), logvar, create_graph=True)
         philox_normal(3, 5, seed=1)
+        mixture = fastvae.likelihoods.LogisticMixture(2)
+        pixels = {"recon_x": torch.randn(2, 20, 3), "x": torch.rand(2, 3, 3)}
+        evaluate(reconstruction_loss, pixels, likelihood=mixture)
+        half = {k: t.half() for k, t in pixels.items()}
+        evaluate(reconstruction_loss, half, likelihood=mixture, reduction="sample")
+        mixture.sample(pixels["recon_x"])
     return recorder.calls
 
 

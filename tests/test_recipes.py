@@ -142,6 +142,69 @@ def test_a_recipe_has_the_projects_value_and_gradients(project, options, plain, 
     torch.testing.assert_close(gradients(loss, tensors), want, rtol=1e-10, atol=1e-12)
 
 
+def mixture_nll(logits, means, log_scales, raw, x, half_width, last):
+    """PixelCNN++'s: [B, ..., K], the three others [B, 3, ..., K], x [B, 3, ..., 1] in [-1, 1]; a value for each pixel."""
+    by = torch.tanh(raw)
+    given = torch.stack(
+        [torch.zeros_like(by[:, 0]), by[:, 0] * x[:, 0], by[:, 1] * x[:, 0] + by[:, 2] * x[:, 1]],
+        dim=1,
+    )
+    centered, precision = x - (means + given), torch.exp(-log_scales.clamp(min=-7))
+    upper, lower = precision * (centered + half_width), precision * (centered - half_width)
+    inside = torch.log(torch.sigmoid(upper) - torch.sigmoid(lower))
+    log_p = torch.where(x < -0.999, F.logsigmoid(upper), inside)
+    log_p = torch.where(x > last, F.logsigmoid(-lower), log_p).sum(1)
+    return -torch.logsumexp(log_p + torch.log_softmax(logits, -1), -1)
+
+
+def mixture_inputs(bits: int, device: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Levels [B, 3, H, W] of a picture, recon_x [B, 10 K, H, W] and its parts as `mixture_nll` takes them."""
+    levels = torch.randint(0, 2**bits, (3, 3, 4, 5), device=device)
+    levels[0, :, 0, 0], levels[0, :, 0, 1], levels[0, :, 0, 2] = 0, 2**bits - 1, 2**bits - 2
+    parts = [torch.randn(3, 3, 4, 5, 2, dtype=torch.float64, device=device) for _ in range(4)]
+    parts[0] = parts[0][:, 0]
+    parts[2] = 0.5 + 0.5 * parts[2]  # wide, so that the difference of two sigmoids has digits
+    of_channel = torch.stack([p.movedim(-1, 2) for p in parts[1:]], 2)  # [B, 3, 3, K, H, W]
+    recon_x = torch.cat([parts[0].movedim(-1, 1), of_channel.flatten(1, 3)], 1)
+    return levels, recon_x, [p.requires_grad_() for p in parts]
+
+
+@pytest.mark.parametrize("low_bit", [False, True])
+def test_vdvae(low_bit, device):
+    """Nats a dimension, as its ``elbo`` has them."""
+    levels, recon_x, parts = mixture_inputs(5 if low_bit else 8, device)
+    half_width = 1 / 31 if low_bit else 1 / 255
+    x = 2 * levels.double() * half_width - 1
+    mu, logvar = latents((3, 7), torch.float64, device).values()
+    nll = mixture_nll(*parts, x.unsqueeze(-1), half_width, 0.999)
+    kl = kl_sum(mu, logvar) / 3
+    distortion, rate = nll.sum((1, 2)) / (3 * 4 * 5), kl / (3 * 4 * 5)
+    want = distortion.mean() + rate
+    recipe = recipes.vdvae(3 * 4 * 5, 2, low_bit)
+    leaf = recon_x.detach().movedim(1, -1).requires_grad_()
+    loss = recipe.factor * vae_loss(leaf, x.movedim(1, -1), mu, logvar, **recipe.options).loss
+    torch.testing.assert_close(loss, want, rtol=1e-10, atol=0)
+    (d_logits,) = torch.autograd.grad(want, parts[0])
+    got = torch.autograd.grad(loss, leaf)[0][..., :2]
+    torch.testing.assert_close(got, d_logits, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_nvae(bits, device):
+    levels, recon_x, parts = mixture_inputs(bits, device)
+    x = levels.double() / (2**bits - 1)
+    mu, logvar = latents((3, 7), torch.float64, device).values()
+    nll = mixture_nll(*parts, (2 * x - 1).unsqueeze(-1), 1 / (2**bits - 1), 0.99)
+    want = nll.sum((1, 2)).mean() + 0.4 * kl_sum(mu, logvar) / 3
+    recipe = recipes.nvae(0.4, 2, bits)
+    leaf = recon_x.detach().requires_grad_()
+    loss = recipe.factor * vae_loss(leaf, x, mu, logvar, **recipe.options).loss
+    torch.testing.assert_close(loss, want, rtol=1e-10, atol=0)
+    (d_logits,) = torch.autograd.grad(want, parts[0])
+    got = torch.autograd.grad(loss, leaf)[0][:, :2].movedim(1, -1)
+    torch.testing.assert_close(got, d_logits, rtol=1e-7, atol=1e-10)
+
+
 def test_the_optimal_sigma_vae(device):
     """With the project's soft limit through the recipe, and without it, as in the paper."""
     tensors = actions(device)
@@ -172,7 +235,7 @@ def test_the_perceptual_loss_of_latent_diffusion(device):
 
 
 def test_every_recipe_is_tested():
-    helpers = {"Options", "Recipe", "effective_beta"}
+    helpers = {"Options", "Recipe", "effective_beta", "nvae", "vdvae"}  # the last two: above
     assert set(recipes.__all__) - helpers == FORMULAS.keys() | {name for name, _, _ in PLAIN}
 
 

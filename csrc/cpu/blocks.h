@@ -312,4 +312,40 @@ class Writer {
   alignas(64) T buffer_[kBlock];
 };
 
+// Turns an element's derivative into the gradient of its tensor: times the reduction's scale, times the upstream
+// gradient. A gradient that was made in the forward pass has been rounded to its tensor's dtype between the two, so one
+// that is made anew is rounded there as well, and both agree to the bit. (float16 gradients are never made in the
+// forward pass.)
+template <class T>
+class Gradient {
+ public:
+  Gradient() = default;
+  Gradient(const PassArgs& args, const View& tensor)
+      : scale_(static_cast<T>(args.scale)),
+        round_(args.may_be_kept && tensor.dtype == DType::bfloat16),
+        later_(args.may_be_kept && folded_size(tensor) > 0) {}
+
+  FASTVAE_INLINE Vec<T> operator()(Vec<T> derivative, const T* upstream) const {
+    Vec<T> g = scale_ * derivative;
+    if (upstream != nullptr && !later_) {
+      if (round_) g = rounded(g);
+      g = g * Vec<T>::load(upstream);
+    }
+    return g;
+  }
+
+ private:
+  static FASTVAE_INLINE Vec<float> rounded(Vec<float> g) { return rounded_to_bfloat16(g); }
+  static FASTVAE_INLINE Vec<double> rounded(Vec<double> g) {
+    for (auto& part : g.part)
+      for (size_t l = 0; l < sizeof(part) / sizeof(double); ++l)
+        part[l] = rounded_to_bfloat16(static_cast<float>(part[l]));
+    return g;
+  }
+
+  Vec<T> scale_;
+  bool round_ = false;
+  bool later_ = false;  // the upstream gradient multiplies the sum of a folded one (dispatch.cpp)
+};
+
 FASTVAE_NAMESPACE_END

@@ -14,7 +14,7 @@
 namespace fastvae::cpu {
 namespace {
 
-constexpr int64_t kChunk = 4096;
+constexpr int64_t kChunk = 4096, kPixelChunk = 256;
 constexpr int64_t kShortEvent = 512;  // up to this length a kernel sums events by itself
 // Chunks that are worth a thread: a streaming pass moves several elements in the time that one normal takes.
 constexpr int64_t kStreamingGrain = 8, kNoiseGrain = 2;
@@ -68,7 +68,37 @@ void put(const Sums& sums, int64_t i, double sum) {
   write(sums.data, dtype_of(sums), i, sum / sums.divisor / value_of(sums.divisor_at));
 }
 
-int64_t chunks_of(int64_t elements) { return (elements + kChunk - 1) / kChunk; }
+int64_t chunks_of(int64_t elements, int64_t chunk = kChunk) { return (elements + chunk - 1) / chunk; }
+
+// Runs run(begin, end, sum) for chunks of the elements, none of which belongs to two sums, and adds the sums up.
+template <class Run>
+void sum_in_chunks(const Sums& sums, int64_t numel, int64_t chunk, int64_t grain, Run run) {
+  if (numel == 0) {
+    for (int64_t i = 0; sums.data != nullptr && i < sums.count; ++i) put(sums, i, 0);
+    return;
+  }
+  const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
+  const int64_t count = numel / length, chunks = chunks_of(length, chunk);
+  if (count * chunks == 1) {
+    double sum = 0;
+    run(0, numel, &sum);
+    if (sums.data != nullptr) put(sums, 0, sum);
+    return;
+  }
+  std::vector<double> partial(count * chunks);
+  at::parallel_for(0, count * chunks, grain, [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) {
+      const int64_t start = c / chunks * length, begin = start + c % chunks * chunk;
+      run(begin, std::min(begin + chunk, start + length), &partial[c]);
+    }
+  });
+  if (sums.data == nullptr) return;
+  for (int64_t i = 0; i < count; ++i) {
+    double sum = 0;
+    for (int64_t c = 0; c < chunks; ++c) sum += partial[i * chunks + c];
+    put(sums, i, sum);
+  }
+}
 
 // Writes a folded result, whose sums are in `folds`, one row for each slab.
 void put_folded(const View& view, const PassArgs& args, bool is_value, const std::vector<double>& folds, int64_t slabs,
@@ -124,11 +154,6 @@ void pass(const PassArgs& given) {
   int64_t folded = folded_size(args.value);
   for (const View& d : args.d) folded += folded_size(d);
   if (folded > 0) return run_folded(args, folded, grain);
-  if (numel == 0) {
-    for (int64_t i = 0; sums.data != nullptr && i < sums.count; ++i) put(sums, i, 0);
-    return;
-  }
-  const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
   if (sums.event > 0 && sums.event <= kShortEvent) {
     const int64_t events = numel / sums.event,
                   per_chunk = std::max<int64_t>(1, std::min<int64_t>(kShortEvent, kChunk / sums.event));
@@ -142,26 +167,15 @@ void pass(const PassArgs& given) {
     });
     return;
   }
-  const int64_t count = numel / length, chunks = chunks_of(length);
-  if (count * chunks == 1) {
-    double sum = 0;
-    kernels().pass(args, 0, 0, numel, &sum, nullptr);
-    if (sums.data != nullptr) put(sums, 0, sum);
-    return;
-  }
-  std::vector<double> partial(count * chunks);
-  at::parallel_for(0, count * chunks, grain, [&](int64_t from, int64_t to) {
-    for (int64_t c = from; c < to; ++c) {
-      const int64_t start = c / chunks * length, begin = start + c % chunks * kChunk;
-      kernels().pass(args, 0, begin, std::min(begin + kChunk, start + length), &partial[c], nullptr);
-    }
-  });
-  if (sums.data == nullptr) return;
-  for (int64_t i = 0; i < count; ++i) {
-    double sum = 0;
-    for (int64_t c = 0; c < chunks; ++c) sum += partial[i * chunks + c];
-    put(sums, i, sum);
-  }
+  sum_in_chunks(sums, numel, kChunk, grain,
+                [&](int64_t begin, int64_t end, double* sum) { kernels().pass(args, 0, begin, end, sum, nullptr); });
+}
+
+void logistic_mixture(const MixtureArgs& given) {
+  MixtureArgs args = given;
+  args.scale /= value_of(args.sums.divisor_at);
+  sum_in_chunks(args.sums, args.numel, kPixelChunk, 1,
+                [&](int64_t begin, int64_t end, double* sum) { kernels().logistic_mixture(args, begin, end, sum); });
 }
 
 void normal(const NormalArgs& args, int64_t numel) {

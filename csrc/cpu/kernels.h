@@ -12,6 +12,7 @@ struct Kernels {
   void (*pass)(const PassArgs&, int64_t event, int64_t begin, int64_t end, double* sums, double* folds);
   void (*normal)(const NormalArgs&, int64_t begin, int64_t end);
   void (*scale)(const View& tensor, double factor, int64_t begin, int64_t end);
+  void (*logistic_mixture)(const MixtureArgs&, int64_t begin, int64_t end, double* sum);  // pixels
 };
 
 // kernels.cpp is compiled once for each of these.
@@ -22,6 +23,7 @@ void pass(const PassArgs&);
 void objective(const PassArgs& recon, const PassArgs& kl, const Combination&);
 void normal(const NormalArgs&, int64_t numel);
 void scale(const ScaleArgs&);
+void logistic_mixture(const MixtureArgs&);
 const char* capability();  // the instruction set in use
 
 }  // namespace fastvae::cpu

@@ -349,6 +349,17 @@ FASTVAE_INLINE Vec<double> interleave(Vec<double> a, Vec<double> b) {
   }
   return a;
 }
+
+typedef float Quad __attribute__((vector_size(16)));
+
+FASTVAE_INLINE void transpose(Quad (&e)[4]) {
+  const Quad a = FASTVAE_SHUFFLE(e[0], e[2], 0, 4, 1, 5), b = FASTVAE_SHUFFLE(e[0], e[2], 2, 6, 3, 7);
+  const Quad c = FASTVAE_SHUFFLE(e[1], e[3], 0, 4, 1, 5), d = FASTVAE_SHUFFLE(e[1], e[3], 2, 6, 3, 7);
+  e[0] = FASTVAE_SHUFFLE(a, c, 0, 4, 1, 5);
+  e[1] = FASTVAE_SHUFFLE(a, c, 2, 6, 3, 7);
+  e[2] = FASTVAE_SHUFFLE(b, d, 0, 4, 1, 5);
+  e[3] = FASTVAE_SHUFFLE(b, d, 2, 6, 3, 7);
+}
 #undef FASTVAE_SHUFFLE
 
 FASTVAE_NAMESPACE_END

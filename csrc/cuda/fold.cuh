@@ -183,6 +183,9 @@ struct Part {
   bool is_finished() const { return target.partials == nullptr && fold.count == 0; }
 };
 
+// Adds up what passes have left (pass.cu).
+cudaError_t finish(const Part (&)[2], const Combination&, const Launch&);
+
 struct NoLoss;  // stands for the formula of a pass that only samples
 
 // The pass of a formula, and of the latents' KL beside it unless that is nullptr: defined in pass.cuh, compiled in a

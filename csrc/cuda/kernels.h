@@ -16,10 +16,12 @@ struct Launch {
 
 int64_t partials(const PassArgs&);
 int64_t partials(const PassArgs& recon, const PassArgs& kl);
+int64_t partials(const MixtureArgs&);
 
 cudaError_t pass(const PassArgs&, const Launch&);
 cudaError_t objective(const PassArgs& recon, const PassArgs& kl, const Combination&, const Launch&);
 cudaError_t normal(const NormalArgs&, int64_t numel, const Launch&);
 cudaError_t scale(const ScaleArgs&, const Launch&);
+cudaError_t logistic_mixture(const MixtureArgs&, const Launch&);
 
 }  // namespace fastvae::cuda

@@ -331,8 +331,6 @@ struct Elements {
     __shared__ Type values[kMaxFolded * kTile];
     return values;
   }
-
- private:
   static FASTVAE_DEVICE int64_t quotient(int64_t a, int64_t b) {
     if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);  // a fifth of the work
     return a / b;

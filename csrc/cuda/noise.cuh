@@ -17,14 +17,6 @@ FASTVAE_DEVICE void keep(const Noise& noise, uint64_t seed, uint64_t offset) {
 template <class T>
 constexpr int kPerCounter = 16 / sizeof(T);
 
-FASTVAE_DEVICE void philox(uint64_t seed, uint64_t offset, uint64_t counter, uint64_t (&word)[4]) {
-  word[0] = counter;
-  word[1] = counter >> 32;
-  word[2] = offset;
-  word[3] = offset >> 32;
-  philox4x32_10(word, seed);
-}
-
 FASTVAE_DEVICE void draw(uint64_t seed, uint64_t offset, uint64_t counter, float (&normal)[4]) {
   uint64_t word[4];
   philox(seed, offset, counter, word);

@@ -138,6 +138,8 @@ __global__ void __launch_bounds__(kThreads, 2) finish_kernel(const __grid_consta
   }
 }
 
+}  // namespace
+
 cudaError_t finish(const Part (&part)[2], const Combination& combination, const Launch& launch) {
   FinishParams params{{part[0], part[1]}, combination};
   if (combination.loss != nullptr || part[0].target.partials != nullptr || part[1].target.partials != nullptr)
@@ -151,6 +153,8 @@ cudaError_t finish(const Part (&part)[2], const Combination& combination, const 
   const int64_t blocks = params.blocks + std::min<int64_t>(ceil_div(folded, kThreads / kWarp), kMostBlocks);
   return blocks == 0 ? cudaSuccess : enqueue(finish_kernel, blocks, params, launch);
 }
+
+namespace {
 
 // Memory for all that a pass may leave to finish().
 int64_t room_for(const PassArgs& args) {

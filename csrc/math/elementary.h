@@ -23,7 +23,7 @@ struct Constants;
 
 template <>
 struct Constants<float> {
-  static constexpr float kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 1.17549435e-38f;
+  static constexpr float kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 1.17549435e-38f, kLargest = 3.4e38f;
   static constexpr float kLog2E = 1.442695041f;
   static constexpr float kLn2 = 0.6931471806f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // hi has 9 bits: n * hi is exact
@@ -31,8 +31,8 @@ struct Constants<float> {
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: x + kRound - kRound is x rounded
   static constexpr int kMantissa = 23, kBias = 127;
   template <class T>
-  static FASTVAE_INLINE T exp_polynomial(T x) {
-    return polynomial(x, 1.0f, 1.0f, 0.4999999345f, 0.1666652069f, 0.04166838739f, 0.008368709861f, 0.001381461184f);
+  static FASTVAE_INLINE T exp_tail(T x) {  // (e^x - 1 - x) / x^2, as far as e^x is concerned
+    return polynomial(x, 0.4999999345f, 0.1666652069f, 0.04166838739f, 0.008368709861f, 0.001381461184f);
   }
   template <class T>
   static FASTVAE_INLINE T expm1_minus_polynomial(T x) {
@@ -56,7 +56,8 @@ struct Constants<float> {
 
 template <>
 struct Constants<double> {
-  static constexpr double kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 2.2250738585072014e-308;
+  static constexpr double kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 2.2250738585072014e-308,
+                          kLargest = 1.7e308;
   static constexpr double kLog2E = 1.4426950408889634074;
   static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
@@ -64,11 +65,10 @@ struct Constants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52, kBias = 1023;
   template <class T>
-  static FASTVAE_INLINE T exp_polynomial(T x) {
-    return polynomial(x, 1.0, 1.0, 0.5000000000000010617, 0.1666666666666641278, 0.0416666666665302659,
-                      0.00833333333349433299, 0.00138888889435977115, 0.0001984126950677970039,
-                      0.00002480149313617750499, 2.755758626635182813e-6, 2.763023392125934165e-7,
-                      2.500007231554546171e-8);
+  static FASTVAE_INLINE T exp_tail(T x) {
+    return polynomial(x, 0.5000000000000010617, 0.1666666666666641278, 0.0416666666665302659, 0.00833333333349433299,
+                      0.00138888889435977115, 0.0001984126950677970039, 0.00002480149313617750499,
+                      2.755758626635182813e-6, 2.763023392125934165e-7, 2.500007231554546171e-8);
   }
   template <class T>
   static FASTVAE_INLINE T expm1_minus_polynomial(T x) {
@@ -98,6 +98,13 @@ struct Constants<double> {
   }
 };
 
+// exp(x) for |x| <= ln2 / 2.
+template <class T>
+FASTVAE_INLINE T exp_polynomial(T x) {
+  const T one(ScalarOf<T>(1));
+  return multiply_add(multiply_add(Constants<ScalarOf<T>>::exp_tail(x), x, one), x, one);
+}
+
 // What an integer n is shifted by to have the exponent field of a factor of 2^n in its low bits (scale_by_power).
 template <class S, bool kNegative>
 constexpr int kShift = kNegative ? Constants<S>::kBias + 63 : 2 * Constants<S>::kBias;
@@ -123,7 +130,7 @@ FASTVAE_INLINE T exponential_within(T x) {
   const T round(C::kRound + S(kShift<S, kNegative>));
   const T t = multiply_add(x, T(C::kLog2E), round), n = t - round;
   const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
-  return scale_by_power<kNegative>(C::exp_polynomial(r), n, t);
+  return scale_by_power<kNegative>(exp_polynomial(r), n, t);
 }
 template <class T>
 FASTVAE_INLINE T exponential(T x) {
@@ -134,6 +141,15 @@ FASTVAE_INLINE T exponential(T x) {
 template <class T>
 FASTVAE_INLINE T exponential_of_negative(T x) {
   return exponential_within<true>(at_least(x, T(Constants<ScalarOf<T>>::kExpLowest)));
+}
+// The same where |x| is so small (87, or 700 in double) that the result is a normal number.
+template <class T>
+FASTVAE_INLINE T exponential_of_normal(T x) {
+  using C = Constants<ScalarOf<T>>;
+  using Int = typename Traits<T>::Int;
+  const T t = multiply_add(x, T(C::kLog2E), T(C::kRound)), n = t - T(C::kRound);
+  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
+  return exp_polynomial(r) * bit_cast<T>((bit_cast<Int>(t) + Int(C::kBias)) << C::kMantissa);
 }
 
 // x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) it is 0 elsewhere:

@@ -25,6 +25,43 @@ FASTVAE_INLINE void philox4x32_10(U64 (&c)[4], uint64_t seed) {
   }
 }
 
+// One Philox call.
+FASTVAE_INLINE void philox(uint64_t seed, uint64_t offset, uint64_t counter, uint64_t (&word)[4]) {
+  word[0] = counter;
+  word[1] = counter >> 32;
+  word[2] = offset;
+  word[3] = offset >> 32;
+  philox4x32_10(word, seed);
+}
+
+// The random words of elements i, i + 1, ...: of 32 bits for float, of 64 for double.
+template <class T>
+class RandomWords {
+ public:
+  FASTVAE_INLINE RandomWords(uint64_t seed, uint64_t offset, uint64_t i) : seed_(seed), offset_(offset), i_(i) {
+    philox(seed, offset, i / kPer, word_);
+  }
+  FASTVAE_INLINE typename Traits<T>::UInt operator()() {
+    const int place = static_cast<int>(i_ % kPer);
+    uint64_t word = word_[0];
+    FASTVAE_UNROLL
+    for (int j = 0; j < kPer; ++j) {  // no index: on a GPU that would send the words to memory
+      if (place != j) continue;
+      if constexpr (kPer == 4) {
+        word = word_[j];
+      } else {
+        word = (word_[2 * j] & 0xffffffffu) | (word_[2 * j + 1] << 32);
+      }
+    }
+    if (++i_ % kPer == 0) philox(seed_, offset_, i_ / kPer, word_);
+    return static_cast<typename Traits<T>::UInt>(word);
+  }
+
+ private:
+  static constexpr int kPer = 16 / sizeof(T);
+  uint64_t seed_, offset_, i_, word_[4];
+};
+
 // A word as a number in (0, 2^bits), halfway between its neighbours so that a word and its complement add up to 2^bits:
 // 32 bits for float, the top 53 of 64 for double.
 template <class T, class UInt>

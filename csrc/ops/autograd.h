@@ -9,6 +9,8 @@
 //     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
 //     variable_list differentiable_backward(... the same ...) const;
 //     auto options() const;  // std::tie of what else decides the backward pass
+//     Tensor factor(const Tensor& g, const Tensor& input) const;  // only if gradients are kept of results that are no
+//                                                                 // scalars: g, broadcastable to the inputs
 //     void lift_numbers(std::array<SavedVariable, kSaved>&);  // only if it has numbers that change between calls:
 //     makes
 //                                                             // them saved tensors, for a compiled backward pass
@@ -101,7 +103,8 @@ inline int64_t next_draw(const Tensor& t) {
 
 // ---- The node.
 
-// Multiplies gradients that were made for an upstream gradient of 1 by the real one (noise.cpp).
+// Multiplies gradients that were made for an upstream gradient of 1 by the real one, which broadcasts to them
+// (noise.cpp).
 void scale_gradients(variable_list& gradients, const Tensor& g);
 
 // Whether gradients may be made in the forward pass and kept for the backward pass. float16 ones would underflow before
@@ -125,6 +128,11 @@ template <class Op, class = void>
 struct HasNumbers : std::false_type {};
 template <class Op>
 struct HasNumbers<Op, std::void_t<decltype(&Op::lift_numbers)>> : std::true_type {};
+
+template <class Op, class = void>
+struct HasFactor : std::false_type {};
+template <class Op>
+struct HasFactor<Op, std::void_t<decltype(&Op::factor)>> : std::true_type {};
 
 template <class Op>
 class FusedBackward final : public torch::autograd::Node {
@@ -184,7 +192,11 @@ class FusedBackward final : public torch::autograd::Node {
       for (int i = 0; i < Op::kInputs; ++i) {
         if (!wants[i]) taken[i] = Tensor();
       }
-      scale_gradients(taken, g[0]);
+      if constexpr (HasFactor<Op>::value) {
+        scale_gradients(taken, op.factor(g[0], saved[0].unpack(this_node())));
+      } else {
+        scale_gradients(taken, g[0]);
+      }
       return taken;
     }
     std::array<Tensor, Op::kSaved> tensors;

@@ -61,4 +61,10 @@ void run_scale(const Tensor& on, const ScaleArgs& args) {
   cpu::scale(args);
 }
 
+void run_logistic_mixture(const Tensor& on, const MixtureArgs& args) {
+  if (on.is_meta()) return;
+  FASTVAE_ON_CUDA(on, cuda::partials(args), logistic_mixture(args, launch))
+  cpu::logistic_mixture(args);
+}
+
 }  // namespace fastvae

@@ -17,6 +17,7 @@ void run_pass(const Tensor& on, const PassArgs&);
 void run_objective(const Tensor& on, const PassArgs& recon, const PassArgs& kl, const Combination&);
 void run_normal(const Tensor& on, const NormalArgs&, int64_t numel);
 void run_scale(const Tensor& on, const ScaleArgs&);
+void run_logistic_mixture(const Tensor& on, const MixtureArgs&);
 
 // New noise on like's device and the int64 tensor (seed, offset) that remembers it. On the CPU: one 64-bit draw from
 // the generator (or torch's default one) as the seed, offset 0. On CUDA: the generator's seed, and its offset, which

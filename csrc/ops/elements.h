@@ -87,6 +87,7 @@ Elements<S> guarded(const at::Tensor& condition, const Elements<S>& x) {
 FASTVAE_FUNCTION(absolute, abs)
 FASTVAE_FUNCTION(exponential, exp)
 FASTVAE_FUNCTION(exponential_of_negative, exp)
+FASTVAE_FUNCTION(exponential_of_normal, exp)
 FASTVAE_FUNCTION(square_root, sqrt)
 FASTVAE_FUNCTION(logarithm, log)
 FASTVAE_FUNCTION(log1p, log1p)

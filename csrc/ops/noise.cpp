@@ -115,6 +115,12 @@ void scale_gradients(variable_list& gradients, const Tensor& g) {
     return;
   }
   if (g.is_meta()) return;
+  if (g.dim() > 0) {
+    for (Tensor& t : gradients) {
+      if (t.defined()) t.mul_(g);
+    }
+    return;
+  }
   ScaleArgs args;
   args.factor = number_of(g);
   for (const Tensor& t : gradients) {

@@ -49,6 +49,11 @@ def _away_from_0(normal: Tensor) -> Tensor:
     return normal + normal.sign()
 
 
+def _levels(normal: Tensor) -> Tensor:
+    """Pictures in [-1, 1]."""
+    return (normal.sigmoid() * 255).round() / 127.5 - 1
+
+
 # What makes a row's likelihood (of logvar, where the row is called so), and what takes normal values of recon_x and of x
 # into its domain.
 LIKELIHOODS: dict[str, tuple[Callable[..., Any], Any, Any]] = {
@@ -66,6 +71,17 @@ LIKELIHOODS: dict[str, tuple[Callable[..., Any], Any, Any]] = {
     "student t": (partial(likelihoods.StudentT, 4.0, -1.0, full=True), None, None),
     "huber": (likelihoods.Huber, None, None),
     "poisson": (likelihoods.Poisson, None, _counts),
+    # with the channels and the edges where the project has them
+    "logistic mixture, vdvae": (
+        partial(likelihoods.LogisticMixture, channel_dim=-1),
+        None,
+        _levels,
+    ),
+    "logistic mixture, nvae": (
+        partial(likelihoods.LogisticMixture, edges=(-0.999, 0.99)),
+        None,
+        _levels,
+    ),
 }
 
 
@@ -91,8 +107,15 @@ class Case:
         return f"{self.op} (eps given)" if self.eps_given else self.op
 
     @property
+    def parameters(self) -> tuple[int, ...]:
+        """The event of recon_x."""
+        if not self.likelihood.startswith("logistic mixture"):
+            return self.event
+        return (*self.event[:-1], 100) if "vdvae" in self.likelihood else (100, *self.event[1:])
+
+    @property
     def shape(self) -> str:
-        shapes = [(self.batch, *s) for s in (self.event, self.latent) if s]
+        shapes = [(self.batch, *s) for s in (self.parameters, self.latent) if s]
         return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
     @property
@@ -109,7 +132,7 @@ class Case:
     @property
     def pixels(self) -> int:
         """N, the elements of recon_x."""
-        return self.batch * math.prod(self.event) if self.event else 0
+        return self.batch * math.prod(self.parameters) if self.event else 0
 
     @property
     def latents(self) -> int:
@@ -123,6 +146,7 @@ class Case:
         moves nothing. Not in float16: a gradient that is not yet scaled underflows there, and has to wait.
         """
         n, m = self.pixels, self.latents
+        d = self.batch * math.prod(self.event) if self.event else 0  # of x
         if (
             "logvar" in self.likelihood
         ):  # read, and its gradient written, as a half of the latents' pair
@@ -134,9 +158,13 @@ class Case:
         elif self.op == "sample_and_kl":
             moved = {FORWARD: 3 * m, BACKWARD: 5 * m, BOTH: 8 * m}
         elif self.dtype is torch.float16:
-            moved = {FORWARD: 2 * n + 2 * m, BACKWARD: 3 * n + 4 * m, BOTH: 5 * n + 6 * m}
+            moved = {
+                FORWARD: n + d + 2 * m,
+                BACKWARD: 2 * n + d + 4 * m,
+                BOTH: 3 * n + 2 * d + 6 * m,
+            }
         else:
-            moved = {FORWARD: 2 * n + 2 * m, BACKWARD: 0, BOTH: 3 * n + 4 * m}
+            moved = {FORWARD: n + d + 2 * m, BACKWARD: 0, BOTH: 2 * n + d + 4 * m}
         eps = m * (2 if which == BOTH else 1) if self.eps_given else 0  # read in either pass
         return (moved[which] + eps) * self.dtype.itemsize
 
@@ -152,7 +180,7 @@ class Case:
 
         inputs = []
         if self.event:
-            inputs += [normal(self.event), normal(self.event, wanted=False)]
+            inputs += [normal(self.parameters), normal(self.event, wanted=False)]
         if self.likelihood:
             for tensor, into in zip(inputs, LIKELIHOODS[self.likelihood][1:], strict=True):
                 if into is not None:
@@ -191,9 +219,15 @@ def op_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
 
 
 def likelihood_cases(size: Size = PIXELS_64) -> list[Case]:
-    """Every likelihood with a baseline in torch."""
-    shape = (math.prod(size[1]),)
-    return [Case("reconstruction_loss", size[0], shape, likelihood=name) for name in LIKELIHOODS]
+    """Every likelihood with a baseline in torch, and mixtures of logistics for as many pixels as 32 pictures of CIFAR-10."""
+    shape, side = (math.prod(size[1]),), 32 if size == PIXELS_64 else 4
+    events = {"vdvae": (side, side, 3), "nvae": (3, side, side)}
+    found = []
+    for name in LIKELIHOODS:
+        mixture = name.startswith("logistic mixture")
+        batch, event = (side, events[name.split()[-1]]) if mixture else (size[0], shape)
+        found.append(Case("reconstruction_loss", batch, event, likelihood=name))
+    return found
 
 
 def sigmoid_cases() -> list[Case]:

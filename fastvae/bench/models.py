@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import reference
-from fastvae.bench.baselines import FUNCTIONS, Timed, compile_alone
-from fastvae.bench.cases import Case
+from fastvae.bench.baselines import FUNCTIONS, Timed, compile_alone, functions
+from fastvae.bench.cases import LIKELIHOODS, Case
 from fastvae.bench.check import distance
 
 LIMIT = 2e-3  # of the largest value in a gradient: float32 through all the layers, whose order a compiler changes
@@ -77,6 +77,26 @@ def kl_autoencoder(width: int) -> Vae:
     return Vae(nn.Sequential(*down), nn.Sequential(*up))
 
 
+def of_mixtures(width: int) -> Vae:
+    """3 x 32 x 32 pixels to latents of 16 x 8 x 8 and to mixtures of 10 logistics, as in vdvae, with few blocks."""
+    wide = 2 * width
+    down = [nn.Conv2d(3, width, 3, 1, 1), Residual(width), nn.Conv2d(width, wide, 3, 2, 1)]
+    down += [
+        Residual(wide),
+        nn.Conv2d(wide, wide, 3, 2, 1),
+        nn.SiLU(),
+        nn.Conv2d(wide, 32, 3, 1, 1),
+    ]
+    up: list[nn.Module] = [
+        nn.Conv2d(16, wide, 3, 1, 1),
+        Residual(wide),
+        nn.Upsample(scale_factor=2),
+    ]
+    up += [nn.Conv2d(wide, width, 3, 1, 1), Residual(width), nn.Upsample(scale_factor=2)]
+    up += [Residual(width), nn.SiLU(), nn.Conv2d(width, 100, 1)]
+    return Vae(nn.Sequential(*down), nn.Sequential(*up))
+
+
 @dataclass(frozen=True)
 class Model:
     """A model and the case that its objective is; `wide` is on a GPU, which has room for more channels."""
@@ -87,10 +107,15 @@ class Model:
     event: tuple[int, ...]
     latent: tuple[int, ...]
     worth: bool = True  # whether there is something to be won
+    likelihood: str = ""  # of cases.LIKELIHOODS
 
     @property
     def case(self) -> Case:
-        return Case("vae_loss", self.batch, self.event, self.latent)
+        return Case("vae_loss", self.batch, self.event, self.latent, likelihood=self.likelihood)
+
+    def data(self, batch: int, device: torch.device | str = "cpu") -> Tensor:
+        x = torch.rand(batch, *self.event, device=device)
+        return LIKELIHOODS[self.likelihood][2](torch.logit(x)) if self.likelihood else x
 
 
 MODELS = (
@@ -109,6 +134,14 @@ MODELS = (
         (3, 256, 256),
         (4, 32, 32),
     ),
+    Model(
+        "mixture of logistics, 32 px",
+        lambda wide: of_mixtures(128 if wide else 32),
+        32,
+        (3, 32, 32),
+        (16, 8, 8),
+        likelihood="logistic mixture, nvae",
+    ),
     Model("tiny MLP", lambda wide: mlp(16, 16, 4), 8, (16,), (4,), worth=False),
     Model(
         "wide convolutional, 64 px",
@@ -124,11 +157,14 @@ MODELS = (
 class Step:
     """A training step with Adam: the networks, the sample, the objective, its gradients, the update."""
 
-    def __init__(self, model: Vae, x: Tensor, objective: str, compiled: bool) -> None:
-        self.model, self.x = model, x
+    def __init__(
+        self, model: Vae, x: Tensor, objective: str, compiled: bool, likelihood: str = ""
+    ) -> None:
+        self.model, self.x, self.likelihood = model, x, likelihood
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=1e-5)
-        sample, vae_loss = FUNCTIONS["reparameterize"][objective], FUNCTIONS["vae_loss"][objective]
+        sample = FUNCTIONS["reparameterize"][objective]
+        vae_loss = functions(Case("vae_loss", len(x), likelihood=likelihood))[objective]
 
         def terms(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             mu, logvar = model.encoder(x).chunk(2, dim=1)
@@ -162,7 +198,8 @@ class Step:
         x = self.x.double()
         mu, logvar = exact.encoder(x).chunk(2, dim=1)
         recon_x = exact.decoder(reference.reparameterize(mu, logvar, eps=eps))
-        truth = reference.vae_loss(recon_x, x, mu, logvar).loss
+        form = LIKELIHOODS[self.likelihood][0]() if self.likelihood else "mse"
+        truth = reference.vae_loss(recon_x, x, mu, logvar, likelihood=form).loss
         truth.backward()
         want = [truth.detach(), *(p.grad for p in exact.parameters())]
         for i, (value, right) in enumerate(zip(got, want, strict=True)):
@@ -176,7 +213,7 @@ class Step:
 def objective_alone(case: Case, name: str, device: torch.device) -> Timed:
     """The sample and the objective of a model's size, forward and backward, without the networks."""
     recon_x, x, mu, logvar = case.inputs(device)
-    sample, vae_loss = FUNCTIONS["reparameterize"][name], FUNCTIONS["vae_loss"][name]
+    sample, vae_loss = FUNCTIONS["reparameterize"][name], functions(case)[name]
     flowing = torch.randn_like(mu)
 
     def call(_: Any) -> Any:

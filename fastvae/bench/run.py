@@ -400,13 +400,13 @@ def _measure_step(device: Device, entry: Entry, seconds: float) -> tuple[list[Ro
     session = _Session(entry)
     torch.manual_seed(0)
     model = entry.model.build(device.torch_device.type == "cuda").to(device.torch_device)
-    x = torch.rand(entry.model.batch, *entry.model.event, device=device.torch_device)
+    x = entry.model.data(entry.model.batch, device.torch_device)
     kinds = {"fastvae": ("fastvae", False), AGAIN: ("fastvae", False), "eager": ("eager", False)}
     if entry.compiled:
         kinds |= {"compile": ("eager", True), "fastvae-compile": ("fastvae", True)}
     steps: dict[str, Timed] = {}
     for name, (objective, compiled) in kinds.items():
-        step = models.Step(copy.deepcopy(model), x, objective, compiled)
+        step = models.Step(copy.deepcopy(model), x, objective, compiled, entry.model.likelihood)
         problem = session.attempt(name, step.wrong)
         if problem:
             session.drop(name, problem, wrong=True)

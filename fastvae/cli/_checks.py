@@ -60,12 +60,15 @@ MEANING = {
     "rounding": "a result is further from the truth than rounding explains; do not rely on it here",
     "near the prior": "a small KL is wrong in its leading digits",
     "NaN and infinity": "a NaN or an overflow is hidden, or made up",
+    "mixture": "a mixture of logistics or its gradients are further from the truth than promised",
     "same bits": "equal inputs give different bits; runs cannot be reproduced exactly",
     "noise": "the noise is not the specified N(0, 1); samples may be biased or not reproducible",
 }
 VALUE_LIMIT, SUM_LIMIT = 4.0, 16.0  # units of rounding, where twice PyTorch's own error is less
 ACTIVATION_LIMIT = 8.0  # for a gradient through an activation: the roundings of two functions
 NEAR_PRIOR_LIMIT = {torch.float32: 1e-6, torch.float64: 2e-15}  # relative: about 8 units
+# Of a mixture of logistics: relative for the value of a sample, and of the largest gradient.
+MIXTURE_LIMITS = {torch.float32: (2e-7, 2e-5), torch.float64: (1e-12, 1e-12)}
 NOISE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-14}  # of max(1, |eps|)
 STANDARD_ERRORS = 5.0  # for moments; their seed is fixed, so the verdict never varies
 
@@ -447,6 +450,72 @@ def _near_prior(op: str, device: torch.device) -> Iterator[Check]:
             )
 
 
+def _mixture_inputs(
+    make: _Maker, channels: int, dtype: torch.dtype, log_scale: Range, near: float
+) -> tuple[Tensor, Tensor]:
+    """Parameters and pictures; the means, given the channels before, are `near` them."""
+    shape, double = (channels, 10, 3, 17, 19), torch.float64
+    x = (make.uniform((channels, 3, 17, 19), 0, 256, double).floor() / 127.5 - 1).unsqueeze(1)
+    means = x + make.uniform(shape, -near, near, double)
+    scales, raw = make.uniform(shape, *log_scale, double), make.uniform(shape, -2, 2, double)
+    if channels == 3:
+        by = raw.tanh()
+        means[1] -= by[0] * x[0]
+        means[2] -= by[1] * x[0] + by[2] * x[1]
+    of_channel = torch.stack([means, scales, raw] if channels == 3 else [means, scales], 1)
+    logits = make.uniform(shape[1:], -2, 2, double)
+    recon_x = torch.cat([logits, of_channel.flatten(0, 2)]).movedim(0, 1)
+    return recon_x.to(dtype), x.squeeze(1).movedim(0, 1).to(dtype)
+
+
+def _mixture(device: torch.device) -> Iterator[Check]:
+    """Logistics as they are met in training, and some that are as narrow as they may be."""
+    kinds = {"typical": ((-7.5, 0.5), 0.3), "narrow": ((-7.5, -6.5), 0.04)}
+    for dtype, channels, dim, (kind, spread) in product(DTYPES, (3, 1), (1, -1), kinds.items()):
+        make = _Maker(device)
+        tensors = [t.movedim(1, dim) for t in _mixture_inputs(make, channels, dtype, *spread)]
+        arithmetic = torch.promote_types(dtype, torch.float32)
+        form = likelihoods.LogisticMixture(channel_dim=dim)
+        flowing = make.upstream((3,))
+
+        def passes(op: Any, *images: Tensor) -> list[Tensor]:
+            leaves = [t.detach().clone().requires_grad_() for t in images]
+            value = op(*leaves, likelihood=form, reduction="sample")  # noqa: B023
+            g = flowing.to(value)  # noqa: B023
+            grads = [torch.autograd.grad(value, leaves, g, retain_graph=True) for _ in range(2)]
+            return [value.detach(), *grads[0], *grads[1]]
+
+        ours = passes(fastvae.reconstruction_loss, *tensors)
+        plain = passes(reference.reconstruction_loss, *(t.to(arithmetic) for t in tensors))
+        truth = passes(reference.reconstruction_loss, *(t.double() for t in tensors))
+        to_value, to_gradient = MIXTURE_LIMITS[arithmetic]
+        case = f"{channels} channels in {dim}, {kind}"
+        for i, result in enumerate(("value", "d_recon_x", "d_x")):
+            size = truth[i].abs() if i == 0 else truth[i].abs().max()
+            own, error = (((t[i] - truth[i]).abs() / size).max() for t in (plain, ours))
+            yield Check(
+                contract="mixture",
+                op="reconstruction_loss",
+                case=f"{result}: {case}",
+                dtype=_label(dtype),
+                error=float(error.nan_to_num(math.inf)),
+                limit=to_gradient + torch.finfo(dtype).eps if i else to_value,
+                unit="of the largest" if i else "relative",
+                result=result,
+                torch_error=float(own),
+            )
+        wrong = sum(_differing(a, b) for a, b in zip(ours[1:3], ours[3:], strict=True))
+        yield Check(
+            "same bits",
+            "reconstruction_loss",
+            "a second backward",
+            _label(dtype),
+            wrong,
+            0,
+            "elements differ",
+        )
+
+
 def _classes(tensor: Tensor) -> Tensor:
     """0 where finite, 1 or -1 where infinite, 2 where NaN."""
     classes = torch.where(torch.isinf(tensor), tensor.sign(), 0.0)
@@ -678,5 +747,7 @@ def checks(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Ch
             yield from _rounding(problem)
         if op in ("kl_normal", "sample_and_kl"):
             yield from _near_prior(op, device)
+        if op == "reconstruction_loss":
+            yield from _mixture(device)
         yield from _specials(op, device)
     yield from _same_bits(ops, quick, device)

@@ -1,0 +1,193 @@
+// The discretized mixture of logistics. Salimans, Karpathy, Chen and Kingma, PixelCNN++ (2017). For a pixel of C
+// channels and K components there are K logits, then for each channel K means, K log-scales and, if C is 3, K raw
+// coefficients: by their tanh the means of the second and third channel depend on the channels before.
+#pragma once
+
+#include "../kernels.h"
+#include "../math/philox.h"
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// -1 in the first bin, 1 in the last, else 0.
+template <class T>
+FASTVAE_INLINE T edge_of(T x, T low, T high) {
+  return select(x < low, T(ScalarOf<T>(-1)), select(x > high, T(ScalarOf<T>(1)), T(ScalarOf<T>(0))));
+}
+
+// A number with more digits than T has: their sum.
+template <class T>
+struct Pair {
+  T high, low;
+};
+
+// a - b, exactly (Knuth)
+template <class T>
+FASTVAE_INLINE Pair<T> difference(T a, T b) {
+  const T d = a - b, back = d - a;
+  return {d, (a - (d - back)) - (b + back)};
+}
+
+template <class T>
+struct Coefficient {
+  Pair<T> tanh;
+  T slope;
+};
+
+// With e = e^(-2|x|) = 2^n (1 + p): tanh |x| = (1 - e) / (1 + e), both as pairs; the slope is 4 e / (1 + e)^2.
+template <class T>
+FASTVAE_INLINE Coefficient<T> coefficient(T x) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  using Int = typename Traits<T>::Int;
+  const T one(S(1)), y = at_least(T(S(-2)) * absolute(x), T(S(-87)));
+  const T shifted = multiply_add(y, T(C::kLog2E), T(C::kRound)), n = shifted - T(C::kRound);
+  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), y));
+  const T power = bit_cast<T>((bit_cast<Int>(shifted) + Int(C::kBias)) << C::kMantissa);
+  const T rest = power * multiply_add(r * r, C::exp_tail(r), r);
+  const T above = one - power, below = one + power;
+  const T dividend = above - rest, divisor = below + rest;
+  const T q = quotient(one, divisor), high = dividend * q;
+  const T lost = ((above - dividend) - rest) - high * ((below - divisor) + rest);
+  const T low = (multiply_add(-high, divisor, dividend) + lost) * q;
+  const auto negative = x < T(S(0));
+  return {{select(negative, -high, high), select(negative, -low, low)}, T(S(4)) * (power + rest) * q * q};
+}
+
+// x[c] - mean, where the mean of the second and third channel depends on those before. Scales of e^-7 want more digits
+// of it than float has in between: every product and difference but the last is exact.
+template <int c, class T>
+FASTVAE_INLINE T distance(const Pair<T> (&x)[3], T mean, const Pair<T>& first, const Pair<T>& second) {
+  if constexpr (c == 0) return (x[0].high - mean) + x[0].low;
+  Pair<T> d = difference(x[c].high, mean);
+  d.low = d.low + x[c].low;
+  if constexpr (c == 2) {
+    const T product = first.high * x[0].high;
+    const Pair<T> rest = difference(d.high, product);
+    d.low = d.low + (rest.low - multiply_add(first.high, x[0].high, -product));
+    d = {rest.high, multiply_add(-first.high, x[0].low, multiply_add(-first.low, x[0].high, d.low))};
+  }
+  const Pair<T>&by = c == 1 ? first : second, &of = x[c == 2];
+  d.low = multiply_add(-by.high, of.low, multiply_add(-by.low, of.high, d.low));
+  d.high = multiply_add(-by.high, of.high, d.high);
+  return d.high + select(d.low == d.low, d.low, T(ScalarOf<T>(0)));  // infinite: no NaN
+}
+
+// A bin, with i = e^-s, a = i (d + h), b = i (d - h) and y = a - b: P = sigma(a) - sigma(b); sigma(a) in the first bin;
+// sigma(-b) in the last. d is mirrored where it is negative, and in the first bin, so that b belongs to the near edge.
+// Everything is made of e^-|b| and e^-y, which is 0 where there is no far edge. In three steps, which may have loops of
+// their own.
+template <class T>
+struct Edges {
+  T slope, b, y;  // slope: of b by d
+};
+template <class T>
+struct Tails {
+  T b, y;  // e^-|b|, e^-y
+};
+// log P is log(ratio) - exponent, with a ratio that is far from 0 and from infinity: a product of a few needs no
+// logarithm. The derivatives are by d = x - mean and by the log-scale.
+template <class T>
+struct LogisticBin {
+  T exponent, ratio, by_distance, by_log_scale;
+};
+
+template <class S>
+constexpr S kFar = sizeof(S) == 4 ? 87 : 700;  // e^-kFar counts as 0; what is above is a normal number
+
+template <class T>
+FASTVAE_INLINE Edges<T> edges_of(T d, T log_scale, T edge, T half_width, T least) {
+  using S = ScalarOf<T>;
+  const T zero(S(0)), one(S(1)), far(kFar<S>);
+  const T i = exponential_of_normal(-at_most(at_least(log_scale, least), T(S(80))));
+  const auto inside = edge == zero;
+  const T sign = select(inside, select(d < zero, -one, one), edge);
+  const T y = select(inside, at_most((half_width + half_width) * i, far), far);
+  return {sign * i, i * multiply_add(sign, d, -half_width), y};
+}
+
+template <class T>
+FASTVAE_INLINE Tails<T> tails_of(const Edges<T>& e) {
+  using S = ScalarOf<T>;
+  const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(), whose derivative at 0 is 0
+  const T y = select(e.y < T(kFar<S>), exponential_of_normal(-e.y), T(S(0)));
+  return {exponential_of_normal(-at_most(size, T(S(60)))), y};
+}
+
+template <class T>
+FASTVAE_INLINE LogisticBin<T> logistic_bin(const Edges<T>& e, const Tails<T>& tails, T log_scale, T half_width,
+                                           T least) {
+  using S = ScalarOf<T>;
+  const T zero(S(0)), one(S(1)), b = e.b, y = e.y, t = tails.b, E = tails.y, width = half_width + half_width;
+  const auto positive = b > zero;
+  const T n = select(positive, one, t), w = select(positive, t, one);  // e^-b = w / n
+  // 1 - E; where y is small, over y, whose logarithm goes to the exponent and, as `width`, to the ratio
+  const auto small = y < T(S(0.25));
+  const T f = select(small, multiply_add(-y, Constants<S>::exp_tail(-y), one), one - E);
+  const T u = one + t, m = multiply_add(E, w, n), mu = m * u;
+  const T q = quotient(one, mu * f), fq = f * q;
+  const T sigma_a = (E * w) * (u * fq), sigma_b = n * (m * fq);  // of -a and b
+  const T near = at_least(b, T(S(-60)));
+  const T by_log_scale =
+      (near * sigma_b - at_most(near + y, T(kFar<S>)) * sigma_a) - (select(small, one, y) * E) * (mu * q);
+  return {select(positive, b, zero) + select(small, at_least(log_scale, least), zero),
+          (select(small, width, one) * f) * (f * (n * q)), e.slope * (sigma_a - sigma_b),
+          select(log_scale < least, zero, by_log_scale)};
+}
+
+// The row of component 0's mean of channel c; its log-scale is K further, its coefficient 2 K.
+FASTVAE_INLINE int mean_row(const Mixture& m, int c) { return m.components * (1 + (m.channels == 3 ? 3 : 2) * c); }
+
+// x in [-1, 1], with digits beyond T's.
+template <class T>
+FASTVAE_INLINE Pair<T> scaled(const Mixture& m, T x) {
+  if (m.scale == 1 && m.shift == 0) return {x, T(0)};
+  const double exact = static_cast<double>(x) * m.scale + m.shift;
+  const T high = static_cast<T>(exact);
+  return {high, static_cast<T>(exact - static_cast<double>(high))};
+}
+
+// Draws a pixel: the component by the Gumbel-max trick, then one channel after the other, each from its logistic and
+// rounded to the middle of its bin. parameter(row) reads; word() is the next random word; draw(c, x) takes what is
+// drawn.
+template <class T, class Parameter, class Word, class Draw>
+FASTVAE_INLINE void draw_pixel(const Mixture& m, Parameter parameter, Word word, Draw draw) {
+  constexpr int kDigits = sizeof(T) == 4 ? 32 : 53;
+  const auto log_of = [](auto w) {  // of a uniform number
+    return logarithm_of_fraction<kDigits>(number_from_word<T>(w, T()), minus_one_from_word<T>(w, T()));
+  };
+  const int K = m.components;
+  int best = 0;
+  T most = -Constants<T>::kInfinity;
+  for (int k = 0; k < K; ++k) {
+    const T score = parameter(k) - logarithm(-log_of(word()));
+    if (score > most || score != score) {  // a NaN stays
+      most = score;
+      best = k;
+    }
+  }
+  const auto tanh_of = [&](int c) { return coefficient(parameter(mean_row(m, c) + 2 * K + best)).tanh.high; };
+  T first(0), second(0);
+  for (int c = 0; c < m.channels; ++c) {
+    const int row = mean_row(m, c) + best;
+    T mean = parameter(row);
+    if (c == 1) mean = multiply_add(tanh_of(0), first, mean);
+    if (c == 2) mean = multiply_add(tanh_of(2), second, multiply_add(tanh_of(1), first, mean));
+    const T scale = exponential(at_most(at_least(parameter(row + K), T(m.least_log_scale)), T(80)));
+    const auto w = word();
+    T drawn = multiply_add(scale, log_of(w) - log_of(~w), mean);
+    if (most != most) drawn = most;
+    drawn = at_most(at_least(drawn, T(-1)), T(1));
+    const T bin =
+        (drawn + T(1)) * static_cast<T>(0.5 / m.half_width) + T(Constants<T>::kRound) - T(Constants<T>::kRound);
+    const double middle = static_cast<double>(bin) * (2 * m.half_width);
+    if (c == 0) {
+      first = static_cast<T>(middle - 1);
+    } else {
+      second = static_cast<T>(middle - 1);
+    }
+    draw(c, static_cast<T>(static_cast<double>(bin) * (2 * m.half_width / m.scale) + (-1 - m.shift) / m.scale));
+  }
+}
+
+FASTVAE_NAMESPACE_END
