@@ -61,6 +61,8 @@ NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
+# Compiled once for each of the instruction sets.
+KERNELS = ("cpu/kernels", "cpu/logistic_mixture", "cpu/functions", "pairwise/kernels")
 INSTRUCTION_SETS = {"baseline": []}
 if IS_X86:
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -201,19 +203,21 @@ class Build(BuildExtension):
             *ROOT.glob("csrc/math/*.h"),
             *ROOT.glob("csrc/formulas/*.h"),
             *ROOT.glob("csrc/cpu/*.*"),
+            *ROOT.glob("csrc/pairwise/*.*"),
             ROOT / "setup.py",
         ]
         folder = Path(self.build_temp) / name
-        targets = [folder / f"csrc/cpu/{kernels}.o" for kernels in ("kernels", "logistic_mixture", "functions")]
+        targets = [folder / f"csrc/{kernels}.o" for kernels in KERNELS]
         changed = max(path.stat().st_mtime for path in sources)
         if not all(target.exists() and target.stat().st_mtime >= changed for target in targets):
             self.compiler.compile(
-                [f"csrc/cpu/{target.stem}.cpp" for target in targets],
+                [f"csrc/{kernels}.cpp" for kernels in KERNELS],
                 output_dir=str(folder),
                 macros=[
                     ("FASTVAE_ISA", name),
                     ("FASTVAE_KERNELS", f"kernels_{name}"),
                     ("FASTVAE_FUNCTIONS", f"functions_{name}"),
+                    ("FASTVAE_PAIRWISE", f"pairwise_{name}"),
                 ],
                 extra_postargs=COMMON_FLAGS + KERNEL_FLAGS + INSTRUCTION_SETS[name],
             )
@@ -248,7 +252,7 @@ def formula_sources() -> list[str]:
 
 
 def extension() -> object:
-    sources = ["csrc/library.cpp", "csrc/cpu/dispatch.cpp"]
+    sources = ["csrc/library.cpp", "csrc/cpu/dispatch.cpp", "csrc/pairwise/dispatch.cpp"]
     sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp"))
     # Torch's headers by op: a third of the compile time.
     macros = [("AT_PER_OPERATOR_HEADERS", None)]
@@ -266,7 +270,7 @@ def extension() -> object:
         flags["cxx"] += ["-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-pragmas"]
     if not isinstance(CUDA, str):
         kind = CUDAExtension
-        sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
+        sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*/*.cu"))
         sources += formula_sources()
         macros.append(("FASTVAE_CUDA", None))
         flags["nvcc"] = NVCC_FLAGS

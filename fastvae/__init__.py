@@ -17,14 +17,18 @@ from fastvae.functional import (
     sample_and_kl,
     vae_loss,
 )
+from fastvae.pairwise import aggregate_posterior, kl_decomposition, mixture_log_prob
 
 __version__ = _version("fastvae")
 
 __all__ = [
     "VAELossOutput",
     "__version__",
+    "aggregate_posterior",
+    "kl_decomposition",
     "kl_normal",
     "likelihoods",
+    "mixture_log_prob",
     "nn",
     "random",
     "recipes",

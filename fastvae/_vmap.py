@@ -154,12 +154,29 @@ def _logistic_mixture_rule(
     return (loss / stacked[1].shape[dim] if reduction == _MEAN else loss), 0
 
 
+def _pairwise_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
+    """One call after the other: the components differ, or a batch dimension more of z would have done."""
+    tensors, options = arguments[:4], arguments[4:]
+    results = [
+        ops.pairwise(*parts, *options)
+        for parts in zip(
+            *(
+                [t] * info.batch_size if dim is None else t.unbind(dim)
+                for t, dim in zip(tensors, in_dims, strict=False)
+            ),
+            strict=True,
+        )
+    ]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0, 0, 0)
+
+
 _rules: list[tuple[Callable[..., Any], str]] = [
     (_reparameterize_rule, "reparameterize"),
     (_elementwise_loss_rule, "elementwise_loss"),
     (_sample_and_kl_rule, "sample_and_kl"),
     (_logistic_mixture_rule, "logistic_mixture"),
     (_vae_loss_rule, "vae_loss"),
+    (_pairwise_rule, "pairwise"),
 ]
 for _rule, _name in _rules:
     torch.library.register_vmap(f"fastvae::{_name}", _rule)

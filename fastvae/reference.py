@@ -8,6 +8,7 @@ KL(N(mu, sigma^2) || N(0, 1)); the KL between two Gaussians is the same integral
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,10 @@ from fastvae.likelihoods import Likelihood, LogisticMixture, parse
 
 __all__ = [
     "VAELossOutput",
+    "aggregate_posterior",
+    "kl_decomposition",
     "kl_normal",
+    "mixture_log_prob",
     "reconstruction_loss",
     "reparameterize",
     "sample_and_kl",
@@ -195,3 +199,81 @@ def vae_loss(
         free_bits_per=free_bits_per,
     )
     return VAELossOutput(recon + beta * kl, recon, kl)
+
+
+def _log_densities(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z_il; mu_kl, exp(logvar_kl)), [..., K, L]: all pairs, in memory."""
+    squares = (z.unsqueeze(-2) - mu).square() * torch.exp(-logvar)
+    return -0.5 * (math.log(2 * math.pi) + logvar + squares)
+
+
+def mixture_log_prob(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weight: Tensor | None = None,
+    *,
+    factorized: bool = False,
+) -> Tensor:
+    """logsumexp_k (log_weight_k + sum_l log N(z_l; mu_kl, exp(logvar_kl))), or that for each l by itself."""
+    log_prob = _log_densities(z, mu, logvar)
+    weight = mu.new_zeros(len(mu)) if log_weight is None else log_weight
+    if factorized:
+        return torch.logsumexp(log_prob + weight.unsqueeze(-1), -2)
+    return torch.logsumexp(log_prob.sum(-1) + weight, -1)
+
+
+def _log_weights(z: Tensor, mu: Tensor, dataset_size: int, estimator: str) -> Tensor:
+    """[B, K]: of the stratified estimator 1/N for the own component, (N - 1) / (N (K - 1)) for each other."""
+    n, k = dataset_size, len(mu)
+    if estimator == "weighted":
+        return z.new_full((len(z), k), -math.log(n * k))
+    if estimator != "stratified":
+        raise ValueError(f"unknown estimator {estimator!r}")
+    other = math.log((n - 1) / (n * (k - 1))) if k > 1 else 0.0
+    own = torch.eye(len(z), k, dtype=torch.bool, device=z.device)
+    return z.new_full((len(z), k), other).masked_fill(own, -math.log(n))
+
+
+def aggregate_posterior(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    dataset_size: int | None = None,
+    estimator: str = "stratified",
+    log_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log q(z) and log q(z_l), q the average of the data's posteriors, estimated from a batch of them.
+
+    Chen et al., *Isolating Sources of Disentanglement in Variational Autoencoders* (2018), appendix C.1.
+    """
+    if log_weight is None:
+        assert dataset_size is not None
+        log_weight = _log_weights(z, mu, dataset_size, estimator)
+    return (
+        mixture_log_prob(z, mu, logvar, log_weight),
+        mixture_log_prob(z, mu, logvar, log_weight, factorized=True),
+    )
+
+
+def kl_decomposition(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int,
+    *,
+    estimator: str = "stratified",
+    reduction: str = "batchmean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mutual information, total correlation and dimension-wise KL: Chen et al. (2018), equation 2."""
+    log_qz, log_qz_dims = aggregate_posterior(
+        z, mu, logvar, dataset_size=dataset_size, estimator=estimator
+    )
+    log_q = _log_densities(z, mu, logvar).diagonal(0, 0, 1).sum(0)
+    log_prod = log_qz_dims.sum(1)
+    log_p = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
+    mutual_information, total_correlation, dimension_wise_kl = (
+        _reduce(term, reduction) for term in (log_q - log_qz, log_qz - log_prod, log_prod - log_p)
+    )
+    return mutual_information, total_correlation, dimension_wise_kl

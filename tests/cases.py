@@ -261,3 +261,25 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded_batch": _expanded_batch,
     "expanded_inside": _expanded_inside,
 }
+
+
+def pairs(
+    rows: int,
+    components: int,
+    dims: int,
+    dtype: torch.dtype = torch.float32,
+    device: Any = None,
+    *,
+    by_row: bool | None = False,
+    spread: float = 1.0,
+) -> dict[str, Tensor]:
+    """Samples and Gaussian components; log-weights shared by the rows, one for each of them, or (None) none at all."""
+    rng = np.random.default_rng([rows, components, dims])
+    values = {
+        "z": rng.normal(size=(rows, dims)) * spread,
+        "mu": rng.normal(size=(components, dims)),
+        "logvar": rng.normal(-1, 1, size=(components, dims)),
+    }
+    if by_row is not None:
+        values["log_weight"] = rng.normal(-2, 1, size=(rows, components)[1 - by_row :])
+    return {k: tensor(v, dtype, device) for k, v in values.items()}

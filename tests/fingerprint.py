@@ -20,6 +20,7 @@ from cases import (
     images,
     latents,
     noise,
+    pairs,
     random_bits,
     sums_to_round,
 )
@@ -108,10 +109,29 @@ def fingerprints() -> dict[str, str]:
                 add(key, fastvae.reconstruction_loss, tensors, likelihood=one, reduction=reduction)
             drawn = one.sample(tensors["recon_x"], torch.Generator().manual_seed(2))
             out[f"mixture {last} {dtype}"] = digest(drawn)
+    # more rows and components than a part has, and a few of each
+    for rows, components, dims in ((700, 90, 5), (33, 300, 3)):
+        for dtype in (torch.float32, torch.float64):
+            for by_row in (False, True):
+                key = f"{rows} {components} {dtype} {by_row}"
+                tensors = pairs(rows, components, dims, dtype, by_row=by_row)
+                add(key, fastvae.aggregate_posterior, tensors)
+        del tensors["log_weight"]
+        tensors["z"] = tensors["z"][:components]
+        add(f"{rows} {components}", fastvae.kl_decomposition, tensors, dataset_size=9999)
     for real in (np.float32, np.float64):
         sums = sums_to_round(real, 10_000)
         bits = random_bits(real, 10_000)
-        for name in ("multiply_add", "exponential", "expm1_minus", "logarithm", "log1p"):
+        for name in (
+            "multiply_add",
+            "exponential",
+            "exponential_of_log_weight",
+            "expm1_minus",
+            "logarithm",
+            "log1p",
+        ):
+            if name == "exponential_of_log_weight":
+                bits = -np.abs(bits)
             result = elementary(name, *(sums if name == "multiply_add" else [bits]))
             result[np.isnan(result)] = np.nan  # whatever its sign and payload
             out[f"{name} {real.__name__}"] = digest(torch.from_numpy(result))

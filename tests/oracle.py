@@ -470,3 +470,60 @@ def normal(n: int, seed: int, offset: int = 0, start: int = 0, *, double: bool =
         angle = turn * (8 * np.arctan(real(1)))
         columns += [radius * np.cos(angle), radius * np.sin(angle)]
     return np.stack(columns, axis=1).reshape(-1)[start - first * group :][:n]
+
+
+# Pairs of samples and components. The arithmetic is longdouble's, with all pairs in memory.
+
+
+def shares(exponents: Array) -> tuple[Array, Array]:
+    """logsumexp over axis 1, and each one's share of the sum."""
+    largest = exponents.max(axis=1, keepdims=True)
+    terms = np.exp(exponents - largest)
+    total = terms.sum(axis=1, keepdims=True)
+    return (largest + np.log(total)).squeeze(1), terms / total
+
+
+def aggregate_posterior(z, mu, logvar, log_weight, upstream, own=None) -> Result:
+    """log q and its marginals; `own` is a gradient of log N(z_i; mu_i, exp(logvar_i))."""
+    z, mu, logvar, log_weight = map(real, (z, mu, logvar, log_weight))
+    weight = np.broadcast_to(log_weight, (len(z), len(mu)))
+    t = (z[:, None] - mu) / np.exp(logvar / 2)
+    log_prob = -(np.log(8 * np.arctan(real(1))) + logvar + t**2) / 2
+    log_q, share = shares(log_prob.sum(axis=2) + weight)
+    log_q_dims, share_dims = shares(log_prob + weight[:, :, None])
+    g, h = (real(0) if u is None else real(u) for u in upstream)
+    d_joint = np.broadcast_to(g, len(z))[:, None] * share
+    d_dims = np.broadcast_to(h, z.shape)[:, None] * share_dims
+    d_log_prob = d_joint[:, :, None] + d_dims
+    if own is not None:
+        index = np.arange(len(z))
+        d_log_prob[index, index] += real(own)[:, None]
+    pull = d_log_prob * t / np.exp(logvar / 2)
+    d_weight = d_joint + d_dims.sum(axis=2)
+    gradients = {
+        "z": -pull.sum(axis=1),
+        "mu": pull.sum(axis=0),
+        "logvar": (d_log_prob * (t**2 - 1) / 2).sum(axis=0),
+        "log_weight": summed_to(d_weight, log_weight.shape),
+    }
+    return (log_q, log_q_dims, log_prob), gradients
+
+
+def kl_decomposition(z, mu, logvar, dataset_size, estimator, reduction, upstream) -> Result:
+    n, b, k = real(dataset_size), len(z), len(mu)
+    weight = np.full((b, k), (n - 1) / (n * max(k - 1, 1)))
+    weight[np.arange(b), np.arange(b)] = 1 / n
+    if estimator == "weighted":
+        weight = np.full((b, k), 1 / (n * k))
+    spread_to = [spread(u, reduction, (b,)) for u in upstream]
+    mi, tc, dim = spread_to
+    h = np.broadcast_to((dim - tc)[:, None], np.shape(z))
+    (log_q, log_q_dims, log_prob), gradients = aggregate_posterior(
+        z, mu, logvar, np.log(weight), (tc - mi, h), own=mi
+    )
+    del gradients["log_weight"]
+    gradients["z"] = gradients["z"] + dim[:, None] * real(z)
+    log_p = -(np.log(8 * np.arctan(real(1))) + real(z) ** 2).sum(axis=1) / 2
+    own, log_prod = log_prob.sum(axis=2)[np.arange(b), np.arange(b)], log_q_dims.sum(axis=1)
+    terms = (own - log_q, log_q - log_prod, log_prod - log_p)
+    return tuple(reduce(t, reduction) for t in terms), gradients

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastvae import recipes
 from fastvae.cli import main
 
 MISSING = "the bench extra is not installed"
@@ -44,6 +45,10 @@ SMALL = [
 ]
 AFTER_SIGMOID = Case("vae_loss", 6, (5, 7), (3,), after_sigmoid=True)
 SMALL.append(AFTER_SIGMOID)
+PAIRS = [
+    Case("kl_decomposition", 6, latent=(4,), components=6),
+    Case("mixture_log_prob", 7, latent=(3,), components=5),
+]
 LIKELIHOODS = cases.likelihood_cases((6, (5, 7), ()))
 MACHINE = ("cpu", "threads", "gpu", "torch", "cuda", "python", "commit", "date", "copy_bandwidth")
 ROW = (
@@ -61,7 +66,7 @@ def problem(case: Case, function: Any) -> str | None:
 # Right results, and wrong ones --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SMALL + LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("case", SMALL + LIKELIHOODS + PAIRS, ids=str)
 def test_every_implementation_is_right(case: Case) -> None:
     for name, function in baselines.functions(case).items():
         assert problem(case, function) is None, name
@@ -93,7 +98,7 @@ def test_jax_is_right(case: Case) -> None:
 
 def test_slices_of_the_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "SLICE", 60)
-    for case in SMALL[:1] + [c for c in SMALL if c.op == "sample_and_kl"][:1]:
+    for case in SMALL[:1] + [c for c in SMALL if c.op == "sample_and_kl"][:1] + PAIRS:
         for function in baselines.functions(case).values():
             assert problem(case, function) is None
     assert problem(SMALL[0], lambda *inputs: 1.01 * baselines.vae_loss(*inputs)) is not None
@@ -120,6 +125,10 @@ def detached_gradient(recon_x: Tensor, x: Tensor) -> Tensor:
     return loss.detach() + 1.01 * (loss - loss.detach())
 
 
+def own_in_the_first_column(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
+    return recipes.beta_tcvae_terms("pythae", z, mu, logvar, cases.DATASET_SIZE)
+
+
 def overflowing(recon_x: Tensor, x: Tensor) -> Tensor:
     return (recon_x * 1e30 - x).square().sum()
 
@@ -130,13 +139,14 @@ WRONG = [
     ("reparameterize", no_gradient_of_logvar, "gradient 1"),
     ("kl_normal", kl_by_elements, "gradient 0"),
     ("reconstruction_loss", detached_gradient, "gradient 0"),
+    ("kl_decomposition", own_in_the_first_column, "output 0"),
     ("reconstruction_loss", overflowing, "inf"),
 ]
 
 
 @pytest.mark.parametrize("op, function, what", WRONG, ids=[f.__name__ for _, f, _ in WRONG])
 def test_what_is_wrong_is_found(op: str, function: Any, what: str) -> None:
-    case = next(c for c in SMALL if c.op == op)
+    case = next(c for c in SMALL + PAIRS if c.op == op)
     found = problem(case, function)
     assert found is not None and what in found
 

@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 import fastvae
-from fastvae import kl_normal, reparameterize, sample_and_kl, vae_loss
+from fastvae import (
+    kl_decomposition,
+    kl_normal,
+    recipes,
+    reparameterize,
+    sample_and_kl,
+    vae_loss,
+)
 from fastvae.demo.model import Autoencoder
 from fastvae.demo.objectives import fused
 from fastvae.demo.train import Trained
@@ -84,6 +91,46 @@ def test_ddp(tmp_path):
         for loss, grads in results:
             torch.testing.assert_close(loss, want_loss)
             torch.testing.assert_close(grads, want)
+
+
+def tcvae_objective(model: Autoencoder, x: Tensor, eps: Tensor, gather: bool) -> Tensor:
+    """beta-TCVAE's, with the posteriors of all ranks."""
+    mu, logvar = model.encode(x)
+    z = reparameterize(mu, logvar, eps=eps)
+    recon = fastvae.reconstruction_loss(model.decode(z), x)
+    posteriors = recipes.gather_posteriors(mu, logvar) if gather else (mu, logvar)
+    mi, tc, dim = kl_decomposition(z, *posteriors, dataset_size=1000)
+    return recon + mi + 6 * tc + dim
+
+
+class OfTcvae(torch.nn.Module):
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, eps: Tensor) -> Tensor:
+        return tcvae_objective(self.model, x, eps, gather=True)
+
+
+def with_posteriors_of_all_ranks(rank: int) -> tuple[Tensor, dict[str, Tensor]]:
+    model, x, eps = problem()
+    mine = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
+    trained = torch.nn.parallel.DistributedDataParallel(OfTcvae(model))
+    loss = trained(x[mine], eps[mine])
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean / RANKS, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+def test_ddp_with_the_posteriors_of_all_ranks(tmp_path):
+    model, x, eps = problem()
+    want_loss = tcvae_objective(model, x, eps, gather=False)
+    want_loss.backward()
+    want = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    for loss, grads in in_two_processes(with_posteriors_of_all_ranks, tmp_path):
+        torch.testing.assert_close(loss, want_loss.detach())
+        torch.testing.assert_close(grads, want)
 
 
 def fully_sharded(rank: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ REAL = [np.float32, np.float64]
 
 FUNCTIONS = {
     "exponential": np.exp,
+    "exponential_of_log_weight": np.exp,
     "expm1": np.expm1,
     "expm1_minus": oracle.exp_residual,
     "logarithm": np.log,
@@ -40,6 +41,8 @@ def test_within_two_units_of_rounding(name, dtype):
     x, info = arguments(dtype), np.finfo(dtype)
     if name in ("sine", "cosine"):
         x = x[np.abs(x) <= np.pi / 4]
+    if name == "exponential_of_log_weight":  # where the result is a normal number
+        x = x[(x <= 0) & (x > np.log(info.tiny))]
     if name == "expm1_minus":
         x = x[np.isfinite(x) & (x < info.max / 2)]  # else infinity - infinity
     with np.errstate(all="ignore"):
@@ -52,6 +55,8 @@ def test_within_two_units_of_rounding(name, dtype):
     np.testing.assert_array_equal(got[~finite], rounded[~finite])
     x, got, want = x[finite], got[finite], want[finite]
     error = np.abs(got - want) / (info.eps * np.maximum(np.abs(want), oracle.real(info.tiny)))
+    if name == "exponential_of_log_weight":  # which takes one number for log 2
+        error = error / (1 + np.abs(x) / 12)
     worst = np.argmax(np.where(np.isnan(error), np.inf, error))
     assert error[worst] <= 2, f"{name}({x[worst]!r}) is off by {error[worst]} units"
 
@@ -71,6 +76,16 @@ def test_logarithms_at_their_ends(dtype):
     zeros = elementary("log1p", np.array([0.0, -0.0], dtype))
     np.testing.assert_array_equal(np.signbit(zeros), [False, True])
     assert not zeros.any()
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_the_exponential_of_log_weight_numbers_ends_in_zero(dtype):
+    """It has no subnormal results but near the smallest normal one, and NaN stays."""
+    lowest = np.log(np.finfo(dtype).tiny)
+    below = np.array([lowest - 1, -1e4, -np.finfo(dtype).max, -np.inf], dtype)
+    np.testing.assert_array_equal(elementary("exponential_of_log_weight", below), 0)
+    got = elementary("exponential_of_log_weight", np.array([0.0, -0.0, np.nan], dtype))
+    np.testing.assert_array_equal(got, [1, 1, np.nan])
 
 
 # multiply_add

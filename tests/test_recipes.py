@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import to_numpy
-from cases import images, latents
+from cases import images, latents, pairs
 from torch import Tensor
 
 from fastvae import kl_normal, likelihoods, recipes, vae_loss
@@ -235,8 +235,18 @@ def test_the_perceptual_loss_of_latent_diffusion(device):
 
 
 def test_every_recipe_is_tested():
-    helpers = {"Options", "Recipe", "effective_beta", "nvae", "vdvae"}  # the last two: above
-    assert set(recipes.__all__) - helpers == FORMULAS.keys() | {name for name, _, _ in PLAIN}
+    helpers = {
+        "Options",
+        "Recipe",
+        "effective_beta",
+        "gather_posteriors",
+        "nvae",
+        "vdvae",
+    }  # the last two: above
+    pairwise = {"beta_tcvae_terms", "first_column_log_weight", "mmd"}  # below
+    assert set(recipes.__all__) - helpers - pairwise == FORMULAS.keys() | {
+        name for name, _, _ in PLAIN
+    }
 
 
 def test_the_examples_of_the_readme():
@@ -317,3 +327,75 @@ def test_the_batch_is_asked_for_where_it_matters():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=rf"fastvae.recipes.effective_beta: .*{message}"):
         recipes.effective_beta(**({"pixels": 10, "latents": 2} | options))
+
+
+# beta-TCVAE's terms and MMD, as the projects write them --------------------------------------------
+
+
+def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 / torch.exp(logvar))
+
+
+def strided_weights(batch: int, n: int) -> Tensor:
+    """Through the flattened matrix, by the step that three of the four codes take; the fourth's is the same number."""
+    m = batch - 1
+    weight = torch.full((batch, batch), 1 / m, dtype=torch.float64)
+    weight.view(-1)[:: m + 1] = 1 / n
+    weight.view(-1)[1 :: m + 1] = (n - m) / (n * m)
+    weight[m - 1, 0] = (n - m) / (n * m)
+    return weight.log()
+
+
+@pytest.mark.parametrize("mss", [True, False])
+@pytest.mark.parametrize("project", ["beta_tcvae", "pythae", "disentangling_vae", "pytorch_vae"])
+def test_beta_tcvae(project, mss):
+    n, tensors = 500, pairs(9, 9, 4, torch.float64, by_row=None)
+    z, mu, logvar = tensors.values()
+    matrix = log_density(z[:, None], mu[None], logvar[None])
+    weight = strided_weights(9, n) if mss else torch.zeros(9, 9, dtype=torch.float64)
+    if project in ("beta_tcvae", "pythae"):
+        weight = weight if mss else weight - math.log(9 * n)
+        log_qz = torch.logsumexp(weight + matrix.sum(2), 1)
+        log_prod = torch.logsumexp(weight[:, :, None] + matrix, 1).sum(1)
+    else:
+        matrix = matrix + weight[:, :, None]
+        log_qz = torch.logsumexp(matrix.sum(2), 1)
+        log_prod = torch.logsumexp(matrix, 1).sum(1)
+    log_q, log_p = log_density(z, mu, logvar).sum(1), log_density(z, 0 * z, 0 * z).sum(1)
+    want = ((log_q - log_qz).mean(), (log_qz - log_prod).mean(), (log_prod - log_p).mean())
+    got = recipes.beta_tcvae_terms(project, z, mu, logvar, n, mss=mss)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_where_their_stratified_weights_differ_from_the_paper_s():
+    """1/N in the first column, as the code's own steps have it, and not on the diagonal."""
+    weight = recipes.first_column_log_weight(8, 1000).exp()
+    assert torch.allclose(weight, strided_weights(8, 1000).exp().float())
+    assert torch.allclose(weight[:6, 0], torch.tensor(1e-3)) and weight[3, 3] == torch.tensor(1 / 7)
+    with pytest.raises(ValueError, match=r"beta_tcvae_terms: project must be \"beta_tcvae\""):
+        recipes.beta_tcvae_terms("factor_vae", *[torch.ones(3, 2)] * 3, 10)
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_mmd(kernel):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(11, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    prior = torch.randn(11, 5, dtype=torch.float64, generator=generator)
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        squares = torch.norm(a.unsqueeze(1) - b.unsqueeze(0), dim=-1) ** 2
+        base = 2.0 * 5 * 0.7**2
+        if kernel == "rbf":
+            return torch.exp(-squares / base)
+        return sum(s * base / (s * base + squares) for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0))
+
+    own, priors = k(z, z), k(prior, prior)
+    want = (own - own.diag().diag()).sum() / 110 + (priors - priors.diag().diag()).sum() / 110
+    want = want - 2 * k(z, prior).sum() / 121
+    got = recipes.mmd(z, prior, kernel=kernel, bandwidth=0.7)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, z), torch.autograd.grad(want, z))
+    with pytest.raises(ValueError, match=r"mmd: kernel must be .*'laplace'"):
+        recipes.mmd(z, prior, kernel="laplace")
+    with pytest.raises(ValueError, match=r"mmd: z and prior_z must be of one shape"):
+        recipes.mmd(z, prior[:5])

@@ -29,6 +29,8 @@ void functions_of(cpu::Function function, const void* const* x, void* out, int64
       return run([](V a, V b, V c) { return multiply_add(a, b, c); });
     case cpu::Function::exponential:
       return run([](V a, V, V) { return exponential(a); });
+    case cpu::Function::exponential_of_log_weight:
+      return run([](V a, V, V) { return exponential_of_log_weight(a); });
     case cpu::Function::expm1:
       return run([](V a, V, V) { return exp_parts(a).expm1; });
     case cpu::Function::expm1_minus:

@@ -5,7 +5,17 @@
 
 namespace fastvae::cpu {
 
-enum class Function : int { multiply_add, exponential, expm1, expm1_minus, logarithm, log1p, sine, cosine };
+enum class Function : int {
+  multiply_add,
+  exponential,
+  exponential_of_log_weight,
+  expm1,
+  expm1_minus,
+  logarithm,
+  log1p,
+  sine,
+  cosine
+};
 
 // out[i] = function(x[0][i], x[1][i], x[2][i]), as many arguments as it has; float, or double if float64.
 using Functions = void (*)(Function, bool float64, const void* const* x, void* out, int64_t n);

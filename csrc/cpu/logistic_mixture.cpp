@@ -194,7 +194,7 @@ class Block {
       }
     }
     // The prior and the joint probability of each component, over their largest powers of e.
-    V most_prior(-Constants<T>::kLargest), most_joint = most_prior, prior = zero, joint = zero;
+    V most_prior(Constants<T>::kLowest), most_joint = most_prior, prior = zero, joint = zero;
     for (int k = 0; k < K; ++k) {
       most_prior = at_least(load(in, k), most_prior);
       most_joint = at_least(load(in, k) - load(exponent_, k), most_joint);

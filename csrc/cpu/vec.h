@@ -287,6 +287,25 @@ FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n, V
 }
 #endif
 
+// The lanes added up in pairs, each half to the other.
+template <class S>
+FASTVAE_INLINE S sum_of_lanes(Vec<S> a) {
+  constexpr int n = kRegisterBytes / sizeof(S);
+  auto sum = a.part[0] + a.part[1];
+  FASTVAE_UNROLL
+  for (int half = n / 2; half > 0; half /= 2) {
+#if defined(__clang__)
+    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+#else
+    decltype(sum < sum) from;
+    FASTVAE_UNROLL
+    for (int l = 0; l < n; ++l) from[l] = (l + half) % n;
+    sum = sum + __builtin_shuffle(sum, from);
+#endif
+  }
+  return sum[0];
+}
+
 // The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
 #if defined(__x86_64__)

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../kernels.h"
+#include "../pairwise/pairwise.h"
 
 namespace fastvae::cuda {
 
@@ -17,11 +17,13 @@ struct Launch {
 int64_t partials(const PassArgs&);
 int64_t partials(const PassArgs& recon, const PassArgs& kl);
 int64_t partials(const MixtureArgs&);
+int64_t partials(const PairwiseArgs&, bool backward);
 
 cudaError_t pass(const PassArgs&, const Launch&);
 cudaError_t objective(const PassArgs& recon, const PassArgs& kl, const Combination&, const Launch&);
 cudaError_t normal(const NormalArgs&, int64_t numel, const Launch&);
 cudaError_t scale(const ScaleArgs&, const Launch&);
 cudaError_t logistic_mixture(const MixtureArgs&, const Launch&);
+cudaError_t pairwise(const PairwiseArgs&, bool backward, const Launch&);
 
 }  // namespace fastvae::cuda

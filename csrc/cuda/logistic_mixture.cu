@@ -93,7 +93,7 @@ FASTVAE_DEVICE Component<T> component(const Mixture& m, const Pixel<T>& in, int 
 // Adds terms ratio * e^exponent, over the largest power of e among them.
 template <class T>
 struct OnlineSum {
-  T most = -Constants<T>::kLargest, sum = 0;
+  T most = Constants<T>::kLowest, sum = 0;
 
   FASTVAE_DEVICE void add(T exponent, T ratio) {
     const T larger = at_least(exponent, most);

@@ -23,11 +23,13 @@ struct Constants;
 
 template <>
 struct Constants<float> {
-  static constexpr float kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 1.17549435e-38f, kLargest = 3.4e38f;
+  static constexpr float kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 1.17549435e-38f;
+  static constexpr float kLowest = -3.402823466e38f;
   static constexpr float kLog2E = 1.442695041f;
   static constexpr float kLn2 = 0.6931471806f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // hi has 9 bits: n * hi is exact
   static constexpr float kExpLowest = -105.0f, kExpHighest = 89.0f;        // beyond them exp is 0 and infinity
+  static constexpr float kExpZero = -88.0f;                                // a power of 2 below the normal numbers
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: x + kRound - kRound is x rounded
   static constexpr int kMantissa = 23, kBias = 127;
   template <class T>
@@ -56,12 +58,13 @@ struct Constants<float> {
 
 template <>
 struct Constants<double> {
-  static constexpr double kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 2.2250738585072014e-308,
-                          kLargest = 1.7e308;
+  static constexpr double kInfinity = INFINITY, kNan = NAN, kSmallestNormal = 2.2250738585072014e-308;
+  static constexpr double kLowest = -1.7976931348623157e308;
   static constexpr double kLog2E = 1.4426950408889634074;
   static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
   static constexpr double kExpLowest = -746.0, kExpHighest = 710.0;
+  static constexpr double kExpZero = -709.0;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52, kBias = 1023;
   template <class T>
@@ -150,6 +153,18 @@ FASTVAE_INLINE T exponential_of_normal(T x) {
   const T t = multiply_add(x, T(C::kLog2E), T(C::kRound)), n = t - T(C::kRound);
   const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
   return exp_polynomial(r) * bit_cast<T>((bit_cast<Int>(t) + Int(C::kBias)) << C::kMantissa);
+}
+
+// exp(x) for the logarithm x <= 0 of a weight, in the fewest operations: below the normal numbers it is 0. With one
+// number for log 2 the error grows by |x| / 12 units of rounding at most.
+template <class T>
+FASTVAE_INLINE T exponential_of_log_weight(T x) {
+  using C = Constants<ScalarOf<T>>;
+  using Int = typename Traits<T>::Int;
+  const T shift = T(C::kRound + C::kBias);
+  x = at_least(x, T(C::kExpZero));
+  const T t = multiply_add(x, T(C::kLog2E), shift);
+  return exp_polynomial(multiply_add(t - shift, T(-C::kLn2), x)) * bit_cast<T>(bit_cast<Int>(t) << C::kMantissa);
 }
 
 // x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) it is 0 elsewhere:

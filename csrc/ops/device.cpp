@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "../cpu/kernels.h"
+#include "../pairwise/kernels.h"
 
 #if defined(FASTVAE_CUDA)
 #include <c10/cuda/CUDAException.h>
@@ -65,6 +66,15 @@ void run_logistic_mixture(const Tensor& on, const MixtureArgs& args) {
   if (on.is_meta()) return;
   FASTVAE_ON_CUDA(on, cuda::partials(args), logistic_mixture(args, launch))
   cpu::logistic_mixture(args);
+}
+
+void run_pairwise(const Tensor& on, const PairwiseArgs& args, bool backward) {
+  FASTVAE_ON_CUDA(on, cuda::partials(args, backward), pairwise(args, backward, launch))
+  if (backward) {
+    cpu::pairwise_backward(args);
+  } else {
+    cpu::pairwise_forward(args);
+  }
 }
 
 }  // namespace fastvae

@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "../kernels.h"
+#include "../pairwise/pairwise.h"
 
 namespace fastvae {
 
@@ -18,6 +18,7 @@ void run_objective(const Tensor& on, const PassArgs& recon, const PassArgs& kl, 
 void run_normal(const Tensor& on, const NormalArgs&, int64_t numel);
 void run_scale(const Tensor& on, const ScaleArgs&);
 void run_logistic_mixture(const Tensor& on, const MixtureArgs&);
+void run_pairwise(const Tensor& on, const PairwiseArgs&, bool backward);
 
 // New noise on like's device and the int64 tensor (seed, offset) that remembers it. On the CPU: one 64-bit draw from
 // the generator (or torch's default one) as the seed, offset 0. On CUDA: the generator's seed, and its offset, which

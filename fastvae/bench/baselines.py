@@ -103,6 +103,46 @@ def vae_loss_distributions(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tenso
     return reconstruction_loss_distributions(recon_x, x) + kl_normal_distributions(mu, logvar)
 
 
+# Terms over pairs ---------------------------------------------------------------------------------
+
+
+def _pair_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """As disentangling-vae writes it: [B, K, L]."""
+    z, mu, logvar = z.unsqueeze(1), mu.unsqueeze(0), logvar.unsqueeze(0)
+    normalization = -0.5 * (math.log(2 * math.pi) + logvar)
+    return normalization - 0.5 * ((z - mu) ** 2 * torch.exp(-logvar))
+
+
+def kl_decomposition(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """disentangling-vae's, with the log-weights where they belong."""
+    batch, n = z.shape[0], cases.DATASET_SIZE
+    log_q_zCx = (-0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 * torch.exp(-logvar))).sum(
+        1
+    )
+    log_pz = (-0.5 * (math.log(2 * math.pi) + z**2)).sum(1)
+    mat_log_qz = _pair_log_density(z, mu, logvar)
+    weight = torch.full((batch, batch), (n - 1) / (n * (batch - 1)), device=z.device)
+    log_weight = weight.fill_diagonal_(1 / n).log()
+    log_qz = torch.logsumexp(mat_log_qz.sum(2) + log_weight, dim=1)
+    log_prod_qzi = torch.logsumexp(mat_log_qz + log_weight.unsqueeze(2), dim=1).sum(1)
+    mi, tc = (log_q_zCx - log_qz).mean(), (log_qz - log_prod_qzi).mean()
+    return mi, tc, (log_prod_qzi - log_pz).mean()
+
+
+def mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return torch.logsumexp(_pair_log_density(z, mu, logvar).sum(2) - math.log(len(mu)), dim=1)
+
+
+def mixture_log_prob_distributions(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    mixing = D.Categorical(logits=torch.zeros(len(mu), device=z.device), validate_args=False)
+    components = D.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    mixture = D.MixtureSameFamily(
+        mixing, D.Independent(components, 1, validate_args=False), validate_args=False
+    )
+    log_prob: Tensor = mixture.log_prob(z)
+    return log_prob
+
+
 # fastvae ------------------------------------------------------------------------------------------
 
 
@@ -120,6 +160,15 @@ def _sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tup
 
 def _noise(mu: Tensor, logvar: Tensor) -> Tensor:
     return fastvae.random.philox_normal(mu.shape, seed=1, dtype=mu.dtype, device=mu.device)
+
+
+def _kl_decomposition(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return fastvae.kl_decomposition(z, mu, logvar, cases.DATASET_SIZE)
+
+
+def _mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    log_weight = torch.full((len(mu),), -math.log(len(mu)), device=z.device)
+    return fastvae.mixture_log_prob(z, mu, logvar, log_weight)
 
 
 FUNCTIONS: dict[str, dict[str, Function]] = {
@@ -149,6 +198,12 @@ FUNCTIONS: dict[str, dict[str, Function]] = {
         "fastvae": _sample_and_kl,
         "eager": sample_and_kl,
         "distributions": sample_and_kl_distributions,
+    },
+    "kl_decomposition": {"fastvae": _kl_decomposition, "eager": kl_decomposition},
+    "mixture_log_prob": {
+        "fastvae": _mixture_log_prob,
+        "eager": mixture_log_prob,
+        "distributions": mixture_log_prob_distributions,
     },
     "noise": {"fastvae": _noise, "eager": noise},
 }

@@ -19,8 +19,11 @@ OPS = (
     "kl_normal",
     "reparameterize",
     "sample_and_kl",
+    "kl_decomposition",
+    "mixture_log_prob",
     "noise",
 )
+PAIRS = ("kl_decomposition", "mixture_log_prob")
 SAMPLING = ("reparameterize", "sample_and_kl")
 FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
 PASSES = (FORWARD, BACKWARD, BOTH)
@@ -37,6 +40,10 @@ PIXELS_256: Size = (32, (3, 256, 256), (4, 32, 32))
 VAE_SIZES = (TOY, MNIST, PIXELS_64, PIXELS_256)
 LATENT_SIZES: tuple[Size, ...] = ((128, (), (20,)), (64, (), (4096,)), (32, (), (65536,)))
 MIDDLE = LATENT_SIZES[1]
+# Samples, components and latents: batches of beta-TCVAE, VampPrior's 500 pseudo-inputs, and few components for many samples.
+DECOMPOSITIONS = ((64, 64, 10), (128, 128, 32), (1024, 1024, 32), (2048, 2048, 10))
+MIXTURES = ((100, 500, 40), (3840, 20, 10))
+DATASET_SIZE = 50_000
 NOISE_SIZE: Size = (1, (), (1 << 22,))
 
 
@@ -97,6 +104,7 @@ class Case:
     eps_given: bool = False
     after_sigmoid: bool = False  # recon_x is what a sigmoid takes, and the pass goes through it
     likelihood: str = ""  # of LIKELIHOODS
+    components: int = 0  # of PAIRS: Gaussians
 
     @property
     def label(self) -> str:
@@ -115,6 +123,8 @@ class Case:
 
     @property
     def shape(self) -> str:
+        if self.components:
+            return "x".join(map(str, (self.batch, self.components, *self.latent)))
         shapes = [(self.batch, *s) for s in (self.parameters, self.latent) if s]
         return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
@@ -128,6 +138,11 @@ class Case:
     @property
     def passes(self) -> tuple[str, ...]:
         return (FORWARD,) if self.op == "noise" else PASSES
+
+    @property
+    def pairs(self) -> int:
+        """Of samples and components, in each dimension: what an expression over all of them has in memory."""
+        return self.latents * self.components
 
     @property
     def pixels(self) -> int:
@@ -146,6 +161,10 @@ class Case:
         moves nothing. Not in float16: a gradient that is not yet scaled underflows there, and has to wait.
         """
         n, m = self.pixels, self.latents
+        if self.components:  # z and its gradient, the components' two parameters and theirs
+            parameters = 2 * self.components * math.prod(self.latent)
+            passes = {FORWARD: 1, BACKWARD: 2, BOTH: 3}[which]
+            return passes * (m + parameters) * self.dtype.itemsize
         d = self.batch * math.prod(self.event) if self.event else 0  # of x
         if (
             "logvar" in self.likelihood
@@ -173,12 +192,21 @@ class Case:
         are all but x and eps."""
         generator = torch.Generator(device).manual_seed(0)
 
-        def normal(shape: tuple[int, ...], scale: float = 1.0, wanted: bool = True) -> Tensor:
-            shape = (self.batch, *shape)
+        def normal(
+            shape: tuple[int, ...], scale: float = 1.0, wanted: bool = True, rows: int | None = None
+        ) -> Tensor:
+            shape = (self.batch if rows is None else rows, *shape)
             drawn = torch.randn(shape, generator=generator, device=device, dtype=self.dtype)
             return drawn.mul_(scale).requires_grad_(wanted)
 
         inputs = []
+        if self.components:  # z is of its own posterior where the batch is the components
+            mu = normal(self.latent, rows=self.components)
+            logvar = normal(self.latent, 0.5, rows=self.components)
+            z = normal(self.latent)
+            if self.op == "kl_decomposition":
+                z.data.mul_(torch.exp(0.5 * logvar.data)).add_(mu.data)
+            return [z, mu, logvar]
         if self.event:
             inputs += [normal(self.parameters), normal(self.event, wanted=False)]
         if self.likelihood:
@@ -195,6 +223,13 @@ class Case:
 
     def upstream(self, inputs: list[Tensor]) -> list[Tensor | None]:
         """What flows into the outputs: a random tensor into z, as in the middle of a network, and 1 into a loss."""
+        if self.op == "kl_decomposition":
+            like = inputs[0]
+            return [
+                torch.full((), w, dtype=like.dtype, device=like.device) for w in (1.0, 6.0, 1.0)
+            ]
+        if self.op == "mixture_log_prob":
+            return [torch.full((self.batch,), 1 / self.batch, device=inputs[0].device)]
         if self.op not in SAMPLING:
             return [None]
         generator = torch.Generator(inputs[0].device).manual_seed(1)
@@ -216,6 +251,13 @@ def op_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
         found += [Case(op, *MIDDLE, eps_given=True) for op in SAMPLING]
         found.append(Case("noise", *NOISE_SIZE))
     return found
+
+
+def pair_cases() -> list[Case]:
+    """Terms over all pairs of samples and Gaussian components."""
+    sizes = [("kl_decomposition", s) for s in DECOMPOSITIONS]
+    sizes += [("mixture_log_prob", s) for s in MIXTURES]
+    return [Case(op, b, latent=(dims,), components=k) for op, (b, k, dims) in sizes]
 
 
 def likelihood_cases(size: Size = PIXELS_64) -> list[Case]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastvae import reference
-from fastvae.bench.cases import LIKELIHOODS, SAMPLING, Case
+from fastvae.bench.cases import DATASET_SIZE, LIKELIHOODS, SAMPLING, Case
 
 # Of the largest value in a tensor.
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2.0**-5, torch.float16: 2.0**-7}
@@ -68,6 +68,50 @@ def _truth(case: Case, leaves: list[Tensor], batch: int) -> tuple[Tensor, ...]:
     return ((result.loss if case.op == "vae_loss" else result) / batch,)
 
 
+def _wrong_pairs(
+    case: Case,
+    inputs: list[Tensor],
+    upstream: list[Tensor | None],
+    outputs: list[Tensor],
+    gradients: list[Tensor],
+) -> str | None:
+    """By slices of the samples, each with all components. A slice's own come first, as `reference` has them."""
+    z, mu, logvar = (t.detach().double().requires_grad_() for t in inputs)
+    rows = max(1, SLICE * case.batch // case.pairs)
+    values: list[list[Tensor]] = [[] for _ in outputs]
+    for first in range(0, case.batch, rows):
+        part = slice(first, first + rows)
+        if case.op == "kl_decomposition":
+            turned = (torch.roll(t, -first, 0) for t in (mu, logvar))
+            share = len(z[part]) / case.batch
+            terms = reference.kl_decomposition(z[part], *turned, DATASET_SIZE)
+            truth = tuple(share * term for term in terms)
+            flowing = upstream
+        else:
+            log_weight = torch.full(
+                (len(mu),), -math.log(len(mu)), dtype=mu.dtype, device=mu.device
+            )
+            truth = (reference.mixture_log_prob(z[part], mu, logvar, log_weight),)
+            flowing = [None if g is None else g[part] for g in upstream]
+        torch.autograd.backward(truth, [None if g is None else g.double() for g in flowing])
+        for value, whole in zip(truth, values, strict=True):
+            whole.append(value.detach())
+    exact = [torch.cat(v) if v[0].ndim else torch.stack(v).sum() for v in values]
+    found = {
+        f"output {i}": distance(o, v) for i, (o, v) in enumerate(zip(outputs, exact, strict=True))
+    }
+    leaves = zip(gradients, (z, mu, logvar), strict=True)
+    found |= {
+        f"gradient {i}": distance(g, t.grad)
+        for i, (g, t) in enumerate(leaves)
+        if t.grad is not None
+    }
+    for where, error in found.items():
+        if not error <= LIMIT[case.dtype]:
+            return f"{where} is off by {error:.2g} of its largest value"
+    return None
+
+
 def wrong(
     case: Case,
     inputs: list[Tensor],
@@ -79,6 +123,8 @@ def wrong(
 
     Noise that the implementation drew is found from its z, and has to be N(0, 1) as far as its moments show.
     """
+    if case.components:
+        return _wrong_pairs(case, inputs, upstream, outputs, gradients)
     moments = Moments()
     if case.op == "noise":
         moments.add(outputs[0].double())

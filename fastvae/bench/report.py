@@ -41,6 +41,7 @@ BUSY = 0.5  # the load before a run from which it says so
 SUITES = {
     "ops": "Ops at the sizes of real models",
     "likelihoods": "Likelihoods, forward and backward",
+    "pairs": "Samples and Gaussian components, all pairs",
     "steps": "Training steps",
     "compiled": "In a compiled program, after a decoder's sigmoid",
     "growth": "N growing",
@@ -422,6 +423,8 @@ def page(found: Report, plots: Sequence[str]) -> str:
         lines += [f"## {SUITES['compiled']}", "", *_speed_table(found, compiled), ""]
     if likely := select(found, suite="likelihoods"):
         lines += [f"## {SUITES['likelihoods']}", "", *_speed_table(found, likely), ""]
+    if pairs := select(found, suite="pairs", which="both"):
+        lines += [f"## {SUITES['pairs']}", "", *_speed_table(found, pairs), ""]
     if step_rows(found):
         lines += ["## Training steps", "", *_step_table(found), ""]
     lines += ["## Notes", "", *(f"* {line}" for line in list(notes(found))[1:]), ""]

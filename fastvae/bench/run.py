@@ -30,6 +30,7 @@ from fastvae.bench.cases import (
     growing_batch,
     likelihood_cases,
     op_cases,
+    pair_cases,
     sigmoid_cases,
 )
 from fastvae.bench.devices import Device
@@ -120,7 +121,7 @@ class Entry:
             kind = "tiny step" if self.case.pixels < 1 << 18 else "step"
         programs = modes + self.case.after_sigmoid
         compiling = COMPILING[kind] * programs * self.compiled
-        elements = self.case.pixels + self.case.latents
+        elements = self.case.pixels + self.case.latents + 8 * self.case.pairs
         return compiling + 1 + PER_ELEMENT[device] * elements * self.timings
 
 
@@ -147,12 +148,15 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
         chosen = [Case("vae_loss", *MNIST), Case("vae_loss", *PIXELS_64)]
         chosen += [Case("sample_and_kl", *MIDDLE)]
         likely: list[Case] = []
+        pairs: list[Case] = []
         left = [op for op in ops if op not in {case.op for case in chosen}]
         if set(ops) != set(OPS):  # asked for by name: the middle size of each
             chosen += [c for c in op_cases((torch.float32,)) if c.op in left][:3]
             likely = likelihood_cases(MNIST)
+            pairs = [c for c in pair_cases() if c.op in left and c.pairs < LAUNCH_BOUND]
         entries = [Entry("ops", c, passes=c.passes) for c in chosen]
         entries += [Entry("likelihoods", c, compiled=False, jax=False) for c in likely]
+        entries += [Entry("pairs", c, compiled=False, jax=False) for c in pairs]
         entries += [
             Entry("growth", growing(1 << n), compiled=False, jax=False) for n in (8, 14, 20)
         ]
@@ -166,6 +170,7 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
         ]
         entries += [Entry("steps", m.case, m, passes=("step",)) for m in models.MODELS]
         entries += [Entry("likelihoods", c, jax=False) for c in likelihood_cases()]
+        entries += [Entry("pairs", c, passes=c.passes, jax=False) for c in pair_cases()]
         entries += [Entry("compiled", c, passes=c.passes) for c in sigmoid_cases()]
         top = 31 if cuda else 27
         sizes = [*range(8, top, 2), top]
@@ -191,7 +196,8 @@ def that_fit(entries: Sequence[Entry], device: Device) -> tuple[list[Entry], lis
     free = device.free_bytes()
     kept, dropped = [], []
     for entry in entries:
-        inputs = (2 * entry.case.pixels + 3 * entry.case.latents) * entry.case.dtype.itemsize
+        elements = 2 * entry.case.pixels + 3 * entry.case.latents + 3 * entry.case.pairs
+        inputs = elements * entry.case.dtype.itemsize
         if free is not None and 3 * inputs > free:  # the inputs, the gradients, some for the check
             dropped.append(LeftOut(str(entry), "all", "needs more memory than is free"))
         else:

@@ -32,6 +32,7 @@ from fastvae.cli._truth import (
 
 OPS = (*OUTPUTS, "noise")
 LATENT_OPS = ("reparameterize", "kl_normal", "sample_and_kl")
+PAIRS = ("kl_decomposition", "mixture_log_prob")
 REDUCTIONS = ("none", "sample", "sum", "batchmean", "mean")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEED = 7
@@ -61,6 +62,7 @@ MEANING = {
     "near the prior": "a small KL is wrong in its leading digits",
     "NaN and infinity": "a NaN or an overflow is hidden, or made up",
     "mixture": "a mixture of logistics or its gradients are further from the truth than promised",
+    "pairs": "a density of many Gaussians, or a term of the decomposed KL, is wrong; beta-TCVAE or a mixture prior would train otherwise",
     "same bits": "equal inputs give different bits; runs cannot be reproduced exactly",
     "noise": "the noise is not the specified N(0, 1); samples may be biased or not reproducible",
 }
@@ -69,6 +71,11 @@ ACTIVATION_LIMIT = 8.0  # for a gradient through an activation: the roundings of
 NEAR_PRIOR_LIMIT = {torch.float32: 1e-6, torch.float64: 2e-15}  # relative: about 8 units
 # Of a mixture of logistics: relative for the value of a sample, and of the largest gradient.
 MIXTURE_LIMITS = {torch.float32: (2e-7, 2e-5), torch.float64: (1e-12, 1e-12)}
+# Of the largest value of a term and of a gradient; log q in each latent, absolute; in units of rounding of float32.
+PAIRS_LIMIT, LOG_Q_LIMIT = (
+    {"kl_decomposition": (5e-7, 2e-6), "mixture_log_prob": (5e-7, 6e-6)},
+    1e-6,
+)
 NOISE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-14}  # of max(1, |eps|)
 STANDARD_ERRORS = 5.0  # for moments; their seed is fixed, so the verdict never varies
 
@@ -562,6 +569,81 @@ def _specials(op: str, device: torch.device) -> Iterator[Check]:
             yield Check("NaN and infinity", op, case, _label(dtype), wrong, 0, "elements differ")
 
 
+# Pairs --------------------------------------------------------------------------------------------
+
+
+def _pair_problems(
+    op: str, dtype: torch.dtype, device: torch.device, large: bool = False
+) -> Iterator[Problem]:
+    """Of samples near the components, and (mixtures) of some that are far from all."""
+    rows, components, dims = (300, 300, 11) if op == "kl_decomposition" else (300, 70, 11)
+    rows, components = (rows, components) if large else (rows // 4, components // 4)
+    decomposes = op == "kl_decomposition"
+    variants: list[dict[str, Any]] = [{"factorized": False}, {"factorized": True}]
+    if decomposes:
+        variants = [{"estimator": e, "reduction": "batchmean"} for e in ("stratified", "weighted")]
+        variants.append({"reduction": "sample"})
+    # (Far away the reference in float64 is no truth for float64.)
+    nearby = decomposes or dtype is torch.float64
+    for options, far in product(variants, (False,) if nearby else (False, True)):
+        make = _Maker(device)
+        tensors = {
+            "z": make.uniform((rows, dims), -2, 2, dtype),
+            "mu": make.uniform((components, dims), -2, 2, dtype),
+            "logvar": make.uniform((components, dims), -2, 1, dtype),
+        }
+        case = ", ".join(str(v) for v in options.values())
+        if decomposes:
+            options |= {"dataset_size": 50_000}
+            shape: tuple[int, ...] = (rows,) if options["reduction"] == "sample" else ()
+        else:
+            case = ("marginals" if options["factorized"] else "mixture") + ", far" * far
+            tensors["log_weight"] = make.uniform((components,), -5, -3, dtype)
+            tensors["z"][::3] += 60 * far
+            shape = (rows, dims) if options["factorized"] else (rows,)
+        upstream = {name: make.upstream(shape) for name in OUTPUTS[op]}
+        wants = tuple(tensors)
+        yield Problem(op, case, _label(dtype), tensors, wants, upstream, options, further=True)
+
+
+def _pairs(op: str, quick: bool, device: torch.device) -> Iterator[Check]:
+    for dtype in DTYPES:
+        for problem in _pair_problems(op, dtype, device, large=not quick):
+            (ours,) = _with_gradients(_fastvae(problem), problem, problem.tensors)
+            truths = expected(problem, exact=False)
+            of_values, of_gradients = PAIRS_LIMIT[op]
+            largest = max(float(np.abs(truths[n].value).max()) for n in OUTPUTS[op])
+            for name, (true, _) in truths.items():
+                is_gradient = name.startswith("d_")
+                scale = float(np.abs(true).max()) if is_gradient else largest
+                limit = of_gradients if is_gradient else of_values
+                if op == "mixture_log_prob" and not is_gradient:
+                    dims = 1 if problem.options["factorized"] else problem.tensors["mu"].shape[1]
+                    limit = max(limit, LOG_Q_LIMIT * dims / largest)
+                if dtype is torch.float64:
+                    limit *= (
+                        4 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+                    )  # as the reference errs
+                elif is_gradient and dtype is not torch.float32:
+                    limit += torch.finfo(dtype).eps / 2  # rounded at the end
+                got = ours[name].detach().double().cpu().numpy()
+                error = float(np.abs(got - true).max()) / scale
+                where = f"{name}: {problem.case}"
+                unit = "of the largest"
+                yield Check("pairs", op, where, _label(dtype), error, limit, unit)
+            tensors = dict(problem.tensors)
+            tensors["z"] = tensors["z"].clone()
+            tensors["z"][1, 0] = math.nan
+            outputs = call(_fastvae(problem), problem, tensors)
+            doubles = {n: t.double() for n, t in tensors.items()}
+            true_outputs = call(getattr(reference, op), problem, doubles)
+            wrong = sum(
+                int((_classes(o) != _classes(true_outputs[n])).sum()) for n, o in outputs.items()
+            )
+            case = f"NaN: {problem.case}"
+            yield Check("NaN and infinity", op, case, _label(dtype), wrong, 0, "elements differ")
+
+
 # Bits ---------------------------------------------------------------------------------------------
 
 
@@ -592,7 +674,11 @@ def digest(op: str, device: torch.device, quick: bool) -> str:
             eps = fastvae.random.philox_normal(70_003, seed=SEED, dtype=dtype, device=device)
             hashed.update(_bytes(eps).numpy().data)
         return hashed.hexdigest()
-    for problem in _shared_out(op, device, quick):
+    if op in PAIRS:
+        problems = (p for dtype in DTYPES for p in _pair_problems(op, dtype, device, large=True))
+    else:
+        problems = _shared_out(op, device, quick)
+    for problem in problems:
         (results,) = _with_gradients(_fastvae(problem), problem, problem.tensors)
         for tensor in results.values():
             hashed.update(_bytes(tensor).numpy().data)
@@ -742,6 +828,9 @@ def checks(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Ch
     for op in ops:
         if op == "noise":
             yield from _noise(quick, device)
+            continue
+        if op in PAIRS:
+            yield from _pairs(op, quick, device)
             continue
         for problem in _all_problems(op, quick, device):
             yield from _rounding(problem)

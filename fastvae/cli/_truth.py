@@ -36,6 +36,8 @@ OUTPUTS = {
     "sample_and_kl": ("z", "kl"),
     "reconstruction_loss": ("recon",),
     "vae_loss": ("loss", "recon", "kl"),
+    "kl_decomposition": ("mutual information", "total correlation", "dimension-wise KL"),
+    "mixture_log_prob": ("log q",),
 }
 DECIMALS = decimal.Context(prec=40)
 SHIFT = 2.0**-20  # relative, for derivatives
