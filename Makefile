@@ -71,7 +71,7 @@ gpu-binary: cuda-tree
 
 # The CUDA kernels run by the CPU (tests/emulation): what they read, write and add up, where there is no GPU.
 EMULATION_TREE := $(VENV)-emulation/tree
-EMULATED := $(patsubst %,tests/test_%.py,autograd kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl smoke vae_loss)
+EMULATED := $(patsubst %,tests/test_%.py,autograd counts kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl smoke vae_loss)
 emulate: build
 	rm -rf $(EMULATION_TREE)/tests && mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)

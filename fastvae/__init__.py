@@ -8,7 +8,7 @@ loss, recon, kl = vae_loss(decoder(z), x, mu, logvar, beta=2 * sigma**2)
 
 from importlib.metadata import version as _version
 
-from fastvae import likelihoods, nn, random, recipes, reference
+from fastvae import distributions, likelihoods, nn, random, recipes, reference
 from fastvae.functional import (
     VAELossOutput,
     kl_normal,
@@ -25,6 +25,7 @@ __all__ = [
     "VAELossOutput",
     "__version__",
     "aggregate_posterior",
+    "distributions",
     "kl_decomposition",
     "kl_normal",
     "likelihoods",

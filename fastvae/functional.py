@@ -123,6 +123,12 @@ def _of_mixture(
     return nll
 
 
+def _is_composed(likelihood: str | Likelihood) -> bool:
+    """Whether it is handed to the compiler that is at work in aten ops; what is opaque only for ONNX."""
+    opaque = isinstance(likelihood, Likelihood) and likelihood.opaque
+    return is_compiling() and (not opaque or is_in_onnx_export())
+
+
 def _as_tensor(values: Any, like: Tensor) -> Tensor | None:
     """For a compiler, which makes constants of an op's numbers, and inputs of those in tensor arithmetic."""
     zero = like.new_zeros((), dtype=torch.float64)
@@ -384,7 +390,7 @@ def reconstruction_loss(
     try:
         if mixture:
             return _of_mixture(recon_x, x, likelihood, reduction, weight)
-        if is_compiling() and (reduction != "none" or own or is_in_onnx_export()):
+        if _is_composed(likelihood) and (reduction != "none" or own or is_in_onnx_export()):
             op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
         else:
             op = _elementwise_loss
@@ -452,16 +458,12 @@ def vae_loss(
     if not mixture:
         first, second, formula, own = _likelihood("vae_loss", likelihood, recon_x)
     try:
-        if per_latent or mixture:
+        if per_latent or mixture or (is_compiling() and not _is_composed(likelihood)):
             recon = reconstruction_loss(
                 recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
             )
             kl = kl_normal(
-                mu,
-                logvar,
-                reduction=kl_reduction,
-                free_bits=free_bits,
-                free_bits_per=free_bits_per,
+                mu, logvar, reduction=kl_reduction, free_bits=free_bits, free_bits_per=free_bits_per
             )
         elif is_compiling():
             recon, kl = _vae_loss_composed(

@@ -34,6 +34,7 @@ class Likelihood:
 
     formula: ClassVar[Any]  # the kernel's name
     constant: ClassVar[Any] = 0.0  # what is added to each element
+    opaque: ClassVar[Any] = False  # so much arithmetic that compiled programs take the kernels
     _parameters: ClassVar[tuple[str, ...]] = ()  # fields that are tensors, in the kernel's order
     _numbers: ClassVar[tuple[str, ...]] = ()  # fields that are the kernel's numbers
     _nll: ClassVar[Any]
@@ -317,12 +318,19 @@ class ContinuousBernoulli(Likelihood):
 
 @dataclass(frozen=True)
 class Poisson(Likelihood):
-    """``"poisson"``: counts x of the rate exp(recon_x): exp(l) - x l, without log x!, as in `F.poisson_nll_loss`."""
+    """``"poisson"``: counts x of the rate exp(recon_x): exp(l) - x l [+ log x!], as in `F.poisson_nll_loss`.
 
-    formula = "poisson"
+    With ``full=True`` x gets no gradient.
+    """
+
+    _: KW_ONLY
+    full: bool = False
+    formula = property(lambda self: "poisson_full" if self.full else "poisson")
+    opaque = property(lambda self: self.full)
 
     def _nll(self, recon_x: Tensor, x: Tensor) -> Tensor:
-        return torch.exp(recon_x) - x * recon_x
+        nll = torch.exp(recon_x) - x * recon_x
+        return nll + torch.lgamma(x + 1) if self.full else nll
 
     def mean(self, recon_x: Tensor) -> Tensor:
         return torch.exp(recon_x)
@@ -435,6 +443,75 @@ def _is_count(value: Any, least: int) -> bool:
 
 def _is_interval(value: Any) -> bool:
     return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Likelihood):
+    """Counts x of the mean recon_x, mu, and the inverse dispersion ``theta``: variance mu + mu^2 / theta; infinity is Poisson's.
+
+    -log of Gamma(theta + x) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x. With ``zero_logits`` x is 0 with
+    the probability sigmoid(zero_logits) besides (Lopez et al., *Deep generative modeling for single-cell transcriptomics*, 2018).
+    Given ``total_count`` instead, which is theta, recon_x is log(mu / theta): the logits of `torch.distributions.NegativeBinomial`.
+    Theta of shape [G] is one for each gene of x [B, G]. In the kernels nothing cancels, whatever theta; sums over x are right where
+    differences of lgamma are noise. A mu, theta or x below 0 and an infinite x give NaN; x gets no gradient.
+    """
+
+    theta: Tensor | float | None = None
+    zero_logits: Tensor | float | None = None
+    _: KW_ONLY
+    total_count: Tensor | float | None = None
+    _parameters = ("theta", "total_count", "zero_logits")
+    opaque = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = "fastvae.likelihoods.NegativeBinomial"
+        if (self.theta is None) == (self.total_count is None):
+            raise ValueError(f"{what}: give theta or total_count, and not both")
+        if self.total_count is not None and self.zero_logits is not None:
+            raise ValueError(f"{what}: zero_logits go with theta, not with total_count")
+
+    @property
+    def formula(self) -> str:
+        if self.total_count is not None:
+            return "negative_binomial_logits"
+        zero = "" if self.zero_logits is None else "zero_inflated_"
+        return f"{zero}negative_binomial"
+
+    def _mean_and_theta(self, recon_x: Tensor) -> tuple[Tensor, Tensor]:
+        theta = self.parameters[0]
+        return (recon_x if self.total_count is None else torch.exp(recon_x) * theta), theta
+
+    def _nll(self, recon_x: Tensor, x: Tensor) -> Tensor:
+        theta = self.parameters[0]
+        if self.total_count is None:
+            failures, log_q = (
+                torch.xlogy(x, recon_x / (theta + recon_x)),
+                -torch.log1p(recon_x / theta),
+            )
+        else:
+            failures, log_q = x * F.logsigmoid(recon_x), F.logsigmoid(-recon_x)
+        gammas = torch.lgamma(theta) + torch.lgamma(x + 1) - torch.lgamma(theta + x)
+        nll: Tensor = gammas - theta * log_q - failures
+        if self.zero_logits is None:
+            return nll
+        zero_logits = self.parameters[1]
+        return F.softplus(zero_logits) + torch.where(
+            x == 0, -torch.logaddexp(zero_logits, -nll), nll
+        )
+
+    def mean(self, recon_x: Tensor) -> Tensor:
+        mu, _ = self._mean_and_theta(recon_x)
+        return mu if self.zero_logits is None else mu * torch.sigmoid(-self.parameters[1])
+
+    def _sample(self, recon_x: Tensor, g: Generator | None) -> Tensor:
+        mu, theta = self._mean_and_theta(recon_x)
+        mu, theta = torch.broadcast_tensors(mu, theta)
+        rate = torch._standard_gamma(theta.contiguous(), generator=g) * (mu / theta)
+        drawn = torch.poisson(rate.clamp(max=1e8), generator=g)
+        if self.zero_logits is None:
+            return drawn
+        return torch.where(_draw("uniform", drawn, g) < torch.sigmoid(self.parameters[1]), 0, drawn)
 
 
 _NAMED: dict[str, Likelihood] = {

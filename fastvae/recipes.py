@@ -16,12 +16,14 @@ recipe is named after the project and gives the number that the project's own li
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
 from fastvae.likelihoods import Gaussian, Laplace, Likelihood, LogisticMixture, parse
 from fastvae.pairwise import kl_decomposition, mixture_log_prob
@@ -43,6 +45,7 @@ __all__ = [
     "pythae",
     "pytorch_examples",
     "pytorch_vae",
+    "scvi",
     "sigma_vae",
     "vdvae",
 ]
@@ -160,6 +163,51 @@ def sigma_vae(log_sigma: Tensor) -> Recipe:
             kl_reduction="sum",
         )
     )
+
+
+@contextmanager
+def scvi() -> Iterator[None]:
+    """Inside it scvi-tools' models make their likelihoods and KL divergences with fastvae: train a model in it as before.
+
+    ::
+
+        with recipes.scvi():
+            model = scvi.model.SCVI(adata)
+            model.train()
+
+    scvi.distributions' NegativeBinomial and ZeroInflatedNegativeBinomial are `fastvae.distributions`' there, and
+    torch.distributions.kl_divergence of two Normals is `fastvae.kl_normal`. Both are looked up in each step; nothing of a model
+    is changed, so one that was trained inside is used, saved and trained on outside as any other.
+    """
+    try:
+        import scvi.distributions as theirs
+    except ModuleNotFoundError as error:
+        what = f"fastvae.recipes.scvi: cannot import {error.name!r}"
+        raise ModuleNotFoundError(f"{what}; pip install scvi-tools") from error
+
+    from fastvae import distributions as ours
+    from fastvae.functional import kl_normal
+
+    plain_kl = torch.distributions.kl_divergence
+
+    def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
+        if isinstance(q, Normal) and isinstance(p, Normal) and q.loc.dim() > 0:
+            loc, scale = torch.broadcast_tensors(p.loc, p.scale)
+            if loc.shape == q.loc.shape:
+                logvar = 2 * torch.log(q.scale)
+                return kl_normal(q.loc, logvar, loc, 2 * torch.log(scale), reduction="none")
+        return plain_kl(q, p)
+
+    replaced = [(torch.distributions, "kl_divergence", kl_divergence)]
+    replaced += [(theirs, name, getattr(ours, name)) for name in ours.__all__]
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    try:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def lerobot_act(kl_weight: float = 10.0) -> Recipe:

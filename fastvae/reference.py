@@ -66,14 +66,14 @@ def _reduce(value: Tensor, reduction: str, weight: Tensor | None = None) -> Tens
 
 
 def _weighted(weight: Tensor, x: Tensor, *inputs: object) -> list[Any]:
-    """The weight of each element of x, and the inputs without what has the weight 0.
+    """The weight of each element of x, and the inputs with 1, which every formula takes, where that is 0.
 
     That goes before the formula, since afterwards NaN times 0 is NaN, in gradients too.
     """
     weight = weight.detach().expand_as(x)
     off = weight == 0
     # A 0-dim parameter is left alone: it belongs to all elements, and would become one for each.
-    kept = tree_map_only(Tensor, lambda t: torch.where(off, 0, t) if t.dim() else t, inputs)
+    kept = tree_map_only(Tensor, lambda t: torch.where(off, 1, t) if t.dim() else t, inputs)
     return [weight, *kept]
 
 

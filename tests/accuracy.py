@@ -91,7 +91,12 @@ def evaluate(
     op: Any, tensors: Tensors, upstream: Sequence[Tensor | None] | None = None, **options: Any
 ) -> Evaluation:
     """The outputs of `op` and the gradients of all floating `tensors`, for arbitrary upstream gradients unless given."""
-    inputs = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
+    likelihood = with_likelihood(tensors, options).get("likelihood")
+    fixed = {"x"} if getattr(likelihood, "opaque", False) else set()  # counts get no gradient
+    inputs = {
+        k: t.detach().requires_grad_(t.is_floating_point() and k not in fixed)
+        for k, t in tensors.items()
+    }
     leaves = {k: t for k, t in inputs.items() if t.requires_grad}
     result = op(**with_likelihood(inputs, options))
     outputs = (result,) if isinstance(result, Tensor) else tuple(result)

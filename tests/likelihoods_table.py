@@ -35,6 +35,16 @@ def counts(rng, shape):
     return rng.normal(0, 1, shape), rng.poisson(2.5, shape)
 
 
+def genes(rng, shape):
+    mu = np.exp(rng.normal(-0.5, 1.2, shape))
+    return mu, rng.poisson(mu * rng.gamma(1, 1, shape))
+
+
+def gene_logits(rng, shape):
+    mu, x = genes(rng, shape)
+    return np.log(mu) + rng.normal(0, 0.5, shape), x
+
+
 EXTREMES = {
     "bernoulli": ([-1e4, -700.0, -40.0, 0.0, 40.0, 700.0, 1e4], [0.0, 0.3, 1.0]),
     "bernoulli_probabilities": ([0.0, 1e-300, 1e-13, 0.5, 1 - 1e-13, 1.0], [0.0, 0.3, 1.0]),
@@ -43,6 +53,10 @@ EXTREMES = {
         [0.0, 0.3, 1.0],
     ),
     "poisson": ([-1e4, -700.0, 0.0, 40.0, 700.0], [0.0, 1.0, 1e9]),
+    "poisson_full": ([-700.0, -9.0, 0.0, 9.0, 700.0], [0.0, 1.0, 1e6]),
+    "negative_binomial": ([0.3, 40.0, 1e5], [0.0, 1.0, 30.0, 1e6]),
+    "zero_inflated_negative_binomial": ([0.3, 40.0], [0.0, 1.0, 30.0, 1e6]),
+    "negative_binomial_logits": ([-700.0, -9.0, 0.0, 9.0, 700.0], [0.0, 1.0, 30.0, 1e6]),
 }
 OF_A_MEAN = ([-1e20, -1.5, 0.0, 0.7, 1e20], [-1e20, 0.0, 0.7, 1e20])
 
@@ -54,6 +68,14 @@ class Row(NamedTuple):
     same: Callable[..., Tensor]
     parameters: tuple[str, ...] = ()
     fields: Mapping[str, Any] = MappingProxyType({})
+    positive: tuple[str, ...] = ()  # parameters that are: the numbers for them here are logarithms
+    counts: bool = False  # x gets no gradient, so it comes as integers
+
+    def parameter(self, name: str, value: Any) -> Any:
+        return np.exp(value) if name in self.positive else value
+
+    def every_parameter(self, value: float) -> dict[str, float]:
+        return {name: float(self.parameter(name, value)) for name in self.parameters}
 
     def make(self, **more: Any) -> likelihoods.Likelihood:
         return self.kind(**{**self.fields, **more})
@@ -77,11 +99,12 @@ class Row(NamedTuple):
         channel = (1, *shape[1:2], *[1] * len(shape[2:]))
         size = {"element": shape, "channel": channel, "scalar": ()}[parameters]
         of_parameters = {
-            f"likelihood.{name}": rng.uniform(-2, 0.5, size) for name in self.parameters
+            f"likelihood.{name}": self.parameter(name, rng.uniform(-2, 0.5, size))
+            for name in self.parameters
         }
         return {
             "recon_x": tensor(recon_x, dtype, device),
-            "x": tensor(x, x_dtype or dtype, device),
+            "x": tensor(x, x_dtype or (torch.int32 if self.counts else dtype), device),
             **{name: tensor(values, dtype, device) for name, values in of_parameters.items()},
         }
 
@@ -89,11 +112,17 @@ class Row(NamedTuple):
         self, parameter: float, dtype: torch.dtype = torch.float32, device: Any = None
     ) -> dict[str, Tensor]:
         """Each hard recon_x beside each hard x, [B, 3 or 4]."""
-        hard = EXTREMES.get(self.make(**dict.fromkeys(self.parameters, 0.0)).formula, OF_A_MEAN)
+        hard = EXTREMES.get(self.make(**self.every_parameter(0.0)).formula, OF_A_MEAN)
         recon_x, x = np.broadcast_arrays(np.array(hard[0])[:, None], np.array(hard[1]))
-        parameters = {f"likelihood.{n}": np.full(x.shape, parameter) for n in self.parameters}
+        parameters = {
+            f"likelihood.{n}": np.full(
+                x.shape, self.parameter(n, parameter / 5 if n in self.positive else parameter)
+            )
+            for n in self.parameters
+        }
         arrays = {"recon_x": recon_x, "x": x, **parameters}
-        return {name: tensor(values, dtype, device) for name, values in arrays.items()}
+        dtypes = {"x": torch.int32} if self.counts else {}
+        return {n: tensor(values, dtypes.get(n, dtype), device) for n, values in arrays.items()}
 
     @property
     def activations(self) -> list[str | None]:
@@ -101,7 +130,22 @@ class Row(NamedTuple):
 
 
 def nll_of(distribution: Callable[..., D.Distribution]) -> Callable[..., Tensor]:
-    return lambda recon_x, x, **parameters: -distribution(recon_x, **parameters).log_prob(x)
+    return lambda recon_x, x, **parameters: (
+        -distribution(recon_x, **parameters).log_prob(x.to(recon_x.dtype))
+    )
+
+
+def poisson(recon_x: Tensor, x: Tensor) -> Tensor:
+    return -D.Poisson(recon_x.exp()).log_prob(x.to(recon_x.dtype))
+
+
+def negative_binomial(recon_x: Tensor, x: Tensor, theta: Tensor, zero_logits: Any = None) -> Tensor:
+    """By its mean, of torch's, and inflated as a mixture."""
+    log_p = D.NegativeBinomial(theta, logits=torch.log(recon_x / theta)).log_prob(x.to(theta.dtype))
+    if zero_logits is None:
+        return -log_p
+    pi = torch.sigmoid(zero_logits)
+    return -torch.log(pi * (x == 0) + (1 - pi) * log_p.exp())
 
 
 def loss(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
@@ -122,6 +166,10 @@ ROWS = {
     "bernoulli_probabilities": Row(likelihoods.Bernoulli, probabilities, loss(F.binary_cross_entropy), (), {"logits": False}),
     "continuous_bernoulli": Row(likelihoods.ContinuousBernoulli, logits, nll_of(lambda r: D.ContinuousBernoulli(logits=r, validate_args=False))),
     "poisson": Row(likelihoods.Poisson, counts, loss(F.poisson_nll_loss)),
+    "poisson_full": Row(likelihoods.Poisson, counts, poisson, (), {"full": True}, (), True),
+    "negative_binomial": Row(likelihoods.NegativeBinomial, genes, negative_binomial, ("theta",), {}, ("theta",), True),
+    "zero_inflated_negative_binomial": Row(likelihoods.NegativeBinomial, genes, negative_binomial, ("theta", "zero_logits"), {}, ("theta",), True),
+    "negative_binomial_logits": Row(likelihoods.NegativeBinomial, gene_logits, nll_of(lambda r, total_count: D.NegativeBinomial(total_count, logits=r)), ("total_count",), {}, ("total_count",), True),
 }
 # fmt: on
 
@@ -139,4 +187,6 @@ WITH_ACTIVATION = pytest.mark.parametrize(
 
 
 def full(row: Row) -> dict[str, bool]:
-    return {"full": True} if "full" in row.kind.__dataclass_fields__ else {}
+    """The option that adds the constant; Poisson's is none."""
+    has_it = "full" in row.kind.__dataclass_fields__ and row.kind is not likelihoods.Poisson
+    return {"full": True} if has_it else {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,16 @@ def summed_to(grad: Array, shape: tuple[int, ...]) -> Array:
     return grad.sum(axis=ones, keepdims=True) if ones else grad
 
 
+def bernoulli_numbers(count: int) -> list[Fraction]:
+    """B_2, B_4, ..."""
+    b = [Fraction(1)]
+    for n in range(1, 2 * count + 1):
+        b.append(-sum(math.comb(n + 1, k) * b[k] for k in range(n)) / (n + 1))
+    return b[2::2]
+
+
+BERNOULLI = bernoulli_numbers(12)
+
 # Likelihoods: the value of an element and its derivatives by the mean (or logit, or log-rate), x, and the parameters.
 
 
@@ -165,8 +176,57 @@ def continuous_bernoulli(l, x):  # noqa: E741
     return a - l * x, {"recon_x": slope - x, "x": -l}
 
 
-def poisson(l, x):  # noqa: E741
-    return np.exp(l) - l * x, {"recon_x": np.exp(l) - x, "x": -l}
+def gammas(z):
+    """log Gamma(z) and digamma(z) for z > 0: Stirling's series from 30 on, and the recurrence down to z."""
+    z = real(z)
+    log, psi = np.zeros_like(z), np.zeros_like(z)
+    for _ in range(30):
+        below = z < 30
+        log = log - np.where(below, np.log(z), 0)
+        psi = psi - np.where(below, 1 / z, 0)
+        z = np.where(below, z + 1, z)
+    log = log + (z - real(1) / 2) * np.log(z) - z + np.log(8 * np.arctan(real(1))) / 2
+    psi = psi + np.log(z) - 1 / (2 * z)
+    for k, b in enumerate(BERNOULLI, 1):
+        b = real(b.numerator) / b.denominator
+        log = log + b / (2 * k * (2 * k - 1) * z ** (2 * k - 1))
+        psi = psi - b / (2 * k * z ** (2 * k))
+    return log, psi
+
+
+def poisson(l, x, full=False):  # noqa: E741
+    constant = gammas(x + 1)[0] if full else 0
+    return np.exp(l) - l * x + constant, {"recon_x": np.exp(l) - x, "x": -l}
+
+
+def negative_binomial(r, x, theta=None, zero_logits=None, total_count=None):
+    logits = theta is None
+    theta = total_count if logits else theta
+    if logits:
+        p, q, log_q = 1 / (1 + np.exp(-r)), 1 / (1 + np.exp(r)), -np.logaddexp(0, r)
+        log_p, by_r = r + log_q, theta * p - x * q
+    else:
+        p, q, log_q = r / (theta + r), theta / (theta + r), -np.log1p(r / theta)
+        log_p, by_r = np.log(p), np.where(x == 0, q, q * (r - x) / r)
+    (all_log, all_psi), (own_log, own_psi) = gammas(theta + x), gammas(theta)
+    value = own_log + gammas(x + 1)[0] - all_log - theta * log_q - np.where(x == 0, 0, x * log_p)
+    by_theta = own_psi - all_psi - log_q + (0 if logits else (x - r) / (theta + r))
+    if zero_logits is None:
+        return value, {"recon_x": by_r, "x": 0 * x, "theta": by_theta, "total_count": by_theta}
+    l, zero = zero_logits, x == 0  # noqa: E741
+    # -log(sigmoid(l) + sigmoid(-l) e^-value), and the share of the second term; near 0 as log1p of what is missing from 1
+    missing = -np.expm1(-value) / (1 + np.exp(l))
+    far = np.logaddexp(0, l) - np.logaddexp(l, -value)
+    share = np.where(zero, 1 / (1 + np.exp(l + value)), 1)
+    pi = 1 / (1 + np.exp(-l))
+    return np.where(
+        zero, np.where(missing < 0.5, -np.log1p(-missing), far), value + np.logaddexp(0, l)
+    ), {
+        "recon_x": share * by_r,
+        "x": 0 * x,
+        "theta": share * by_theta,
+        "zero_logits": np.where(zero, -missing / (1 + np.exp(-l - value)), pi),
+    }
 
 
 LIKELIHOODS = {
@@ -180,6 +240,7 @@ LIKELIHOODS = {
     "Bernoulli": bernoulli,
     "ContinuousBernoulli": continuous_bernoulli,
     "Poisson": poisson,
+    "NegativeBinomial": negative_binomial,
 }
 NAMES = {
     "mse": {"kind": "SquaredError"},

@@ -454,7 +454,7 @@ def test_models_have_the_shapes_they_say(model: models.Model) -> None:
     with torch.no_grad():
         mu, _ = vae.encoder(x).chunk(2, dim=1)
         assert tuple(mu.shape[1:]) == model.latent
-        assert vae.decoder(mu).shape == (1, *model.case.parameters)
+        assert vae.decoder(mu).shape == (1, *model.case.packed)
 
 
 # The command --------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ LIKELIHOODS += [("gaussian_logvar", {"activation": "sigmoid", "full": True})]
 @pytest.mark.parametrize(("name", "options"), LIKELIHOODS, ids=str)
 def test_gradients_of_likelihoods(name, options, parameters):
     row = ROWS[name]
-    likelihood = for_the_oracle(row.make(**dict.fromkeys(row.parameters, 0.0), **options))
+    likelihood = for_the_oracle(row.make(**row.every_parameter(0.0), **options))
     tensors = row.tensors((3, 4), torch.float64, parameters=parameters)
     assert_gradients(
         "reconstruction_loss",
@@ -87,6 +87,8 @@ def assert_gradients(name, tensors, options):
 
     assert grads.keys() == arrays.keys()
     for k, array in arrays.items():
+        if not tensors[k].is_floating_point():
+            continue
         for index in np.ndindex(array.shape):
             step = np.zeros_like(array)
             step[index] = 1e-5

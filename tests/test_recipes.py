@@ -242,7 +242,8 @@ def test_every_recipe_is_tested():
         "gather_posteriors",
         "nvae",
         "vdvae",
-    }  # the last two: above
+        "scvi",
+    }  # the last three: above, and in test_scvi.py
     pairwise = {"beta_tcvae_terms", "first_column_log_weight", "mmd"}  # below
     assert set(recipes.__all__) - helpers - pairwise == FORMULAS.keys() | {
         name for name, _, _ in PLAIN

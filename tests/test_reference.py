@@ -89,7 +89,7 @@ def test_likelihoods(row, reduction, parameters, kind):
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, "channel"])
 @EVERY_ROW
 def test_what_has_no_weight_counts_for_nothing(row, reduction, bad):
-    tensors = row.tensors((4, 3, 5), torch.float64)
+    tensors = row.tensors((4, 3, 5), torch.float64, torch.float64)
     w = weight("element", (4, 3, 5)).masked_fill(torch.rand(4, 3, 5) < 0.3, 0)
     spoiled = {k: t.masked_fill(w == 0, bad) for k, t in tensors.items()}
     options = {"reduction": reduction, "likelihood": row.likelihood(), "weight": w}

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set; FASTVAE_ISA and FASTVAE_FUNCTIONS name this copy.
 #include "functions.h"
 
-#include "../math/elementary.h"
+#include "../math/gamma.h"
 #include "vec.h"
 
 FASTVAE_NAMESPACE_BEGIN
@@ -39,6 +39,10 @@ void functions_of(cpu::Function function, const void* const* x, void* out, int64
       return run([](V a, V, V) { return logarithm(a); });
     case cpu::Function::log1p:
       return run([](V a, V, V) { return log1p(a); });
+    case cpu::Function::delta:
+      return run([](V a, V, V) { return stirling_of_any(a).delta; });
+    case cpu::Function::chi:
+      return run([](V a, V, V) { return stirling_of_any(a).chi; });
     case cpu::Function::sine:
     case cpu::Function::cosine:
       return run([&](V a, V, V) {

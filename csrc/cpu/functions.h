@@ -14,7 +14,9 @@ enum class Function : int {
   logarithm,
   log1p,
   sine,
-  cosine
+  cosine,
+  delta,
+  chi
 };
 
 // out[i] = function(x[0][i], x[1][i], x[2][i]), as many arguments as it has; float, or double if float64.

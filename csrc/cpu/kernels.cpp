@@ -96,6 +96,64 @@ Extras<V> extras_of(const PassArgs& args) {
   return extras;
 }
 
+// Elements side by side: a block, or what of it is worth a formula of its own.
+template <class T, int N>
+struct Run {
+  const T *from[N], *upstream, *weight;
+  T *to[N], *value;  // where gradients go, nullptr if they are not wanted, and values
+};
+template <class T, class F, bool kGradient, int N>
+FASTVAE_INLINE void run_formula(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras,
+                                const Gradient<T>* gradient) {
+  using V = Vec<T>;
+  for_each_vector<T, false>(n, [&](int j) __attribute__((always_inline)) {
+    V x[N], weight;
+    for (int k = 0; k < N; ++k) x[k] = V::load(run.from[k] + j);
+    if (run.weight != nullptr) weight = V::load(run.weight + j);
+    const auto terms = element<F>(x, extras, run.weight == nullptr ? nullptr : &weight, static_cast<const V*>(nullptr));
+    terms.value.store(run.value + j);
+    for (int k = 0; kGradient && k < N; ++k) {
+      const T* upstream = run.upstream == nullptr ? nullptr : run.upstream + j;
+      if (run.to[k] != nullptr) gradient[k](terms.d[k], upstream).store(run.to[k] + j);
+    }
+  });
+}
+
+// Where most data are 0: the formula at 0 for all elements of a block, then what it is elsewhere for the others,
+// packed.
+template <class T, class F, bool kGradient, int N>
+void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const Gradient<T>* gradient) {
+  int index[kBlock], count = 0;
+  for (int j = 0; j < n; ++j) {
+    index[count] = j;
+    count += run.from[1][j] != 0;
+  }
+  run_formula<T, Restricted<F, true>, kGradient>(run, n, extras, gradient);
+  if (count == 0) return;
+  alignas(64) T packed[N + 3][kBlock];
+  const int whole = (count + kAlign - 1) / kAlign * kAlign;  // the last one again, up to whole vectors
+  for (int i = count; i < whole; ++i) index[i] = index[count - 1];
+  const auto pack = [&](const T* from, T* to) {
+    for (int i = 0; from != nullptr && i < whole; ++i) to[i] = from[index[i]];
+    return from == nullptr ? nullptr : to;
+  };
+  const auto scatter = [&](const T* from, T* to) {
+    for (int i = 0; i < count; ++i) to[index[i]] = from[i];
+  };
+  Run<T, N> others;
+  others.upstream = pack(run.upstream, packed[N]);
+  others.weight = pack(run.weight, packed[N + 1]);
+  others.value = packed[N + 2];
+  for (int k = 0; k < N; ++k) {
+    others.from[k] = pack(run.from[k], packed[k]);
+    others.to[k] = run.to[k] == nullptr ? nullptr : packed[k];  // over what has been read
+  }
+  run_formula<T, Restricted<F, false>, kGradient>(others, whole, extras, gradient);
+  scatter(others.value, run.value);
+  for (int k = 0; kGradient && k < N; ++k)
+    if (run.to[k] != nullptr) scatter(others.to[k], run.to[k]);
+}
+
 // The elements [begin, end). kExtras: any of element.h's extras, so that the others' loop is without them.
 template <class T, class F, bool kSample, bool kGradient, bool kExtras>
 void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, double* sums, double* folds) {
@@ -133,49 +191,62 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
       }
     }
     sum.begin_block();
-    for_each_vector<T, N == 2 && !kSample && !kExtras>(n, [&](int j) __attribute__((always_inline)) {
-      V x[N], g[N];
+    if constexpr (F::kSparse) {
+      Run<T, N> run{{}, up, w, {}, to_value == nullptr ? values : to_value};
       for (int k = 0; k < N; ++k) {
-        if (kLoss || k == 1 || !kGradient) x[k] = V::load(from[k] + j);
-        g[k] = V(0);
+        run.from[k] = from[k];
+        run.to[k] = to[k];
       }
-      V sigma(0), variance(0);
-      if constexpr (kSample) {
-        sigma = standard_deviation(x[1]);
-        variance = sigma * sigma;
-      }
-      if constexpr (kLoss) {
-        Terms<V, N> terms;
-        if constexpr (kExtras) {
-          V weight_here;
-          if (w != nullptr) weight_here = V::load(w + j);
-          terms = element<F>(x, extras, w == nullptr ? nullptr : &weight_here, kSample ? &variance : nullptr);
-        } else {
-          terms = at<F>(x, extras.number, kSample ? &variance : nullptr);
+      run_sparse<T, F, kGradient>(run, n, extras, gradient);
+      for_each_vector<T, false>(n, [&](int j) {
+        const V terms = V::load(run.value + j);
+        sum.add(j, j + V::kLanes > n ? select(lanes < V(static_cast<T>(n - j)), terms, V(0)) : terms);
+      });
+    } else {
+      for_each_vector<T, N == 2 && !kSample && !kExtras>(n, [&](int j) __attribute__((always_inline)) {
+        V x[N], g[N];
+        for (int k = 0; k < N; ++k) {
+          if (kLoss || k == 1 || !kGradient) x[k] = V::load(from[k] + j);
+          g[k] = V(0);
         }
-        if (to_value != nullptr) terms.value.store(to_value + j);
-        if (j + V::kLanes > n) terms.value = select(lanes < V(static_cast<T>(n - j)), terms.value, V(0));
-        sum.add(j, terms.value);
-        if constexpr (kGradient) {
-          for (int k = 0; k < N; ++k) {
-            if (to[k] == nullptr) continue;
-            g[k] = gradient[k](terms.d[k], up == nullptr ? nullptr : up + j);
-            if (!kSample || k > 1) g[k].store(to[k] + j);
+        V sigma(0), variance(0);
+        if constexpr (kSample) {
+          sigma = standard_deviation(x[1]);
+          variance = sigma * sigma;
+        }
+        if constexpr (kLoss) {
+          Terms<V, N> terms;
+          if constexpr (kExtras) {
+            V weight_here;
+            if (w != nullptr) weight_here = V::load(w + j);
+            terms = element<F>(x, extras, w == nullptr ? nullptr : &weight_here, kSample ? &variance : nullptr);
+          } else {
+            terms = at<F>(x, extras.number, kSample ? &variance : nullptr);
+          }
+          if (to_value != nullptr) terms.value.store(to_value + j);
+          if (j + V::kLanes > n) terms.value = select(lanes < V(static_cast<T>(n - j)), terms.value, V(0));
+          sum.add(j, terms.value);
+          if constexpr (kGradient) {
+            for (int k = 0; k < N; ++k) {
+              if (to[k] == nullptr) continue;
+              g[k] = gradient[k](terms.d[k], up == nullptr ? nullptr : up + j);
+              if (!kSample || k > 1) g[k].store(to[k] + j);
+            }
           }
         }
-      }
-      if constexpr (kSample) {
-        const V e = V::load(eps + j);
-        if constexpr (kGradient) {
-          const V g_here = V::load(g_z + j);
-          if (to[0] != nullptr) (g_here + g[0]).store(to[0] + j);
-          if (to[1] != nullptr) (g_here * sample_d_logvar(sigma, e) + g[1]).store(to[1] + j);
-          if (to_eps != nullptr) (g_here * sigma).store(to_eps + j);
-        } else {
-          sample(x[0], sigma, e).store(to_z + j);
+        if constexpr (kSample) {
+          const V e = V::load(eps + j);
+          if constexpr (kGradient) {
+            const V g_here = V::load(g_z + j);
+            if (to[0] != nullptr) (g_here + g[0]).store(to[0] + j);
+            if (to[1] != nullptr) (g_here * sample_d_logvar(sigma, e) + g[1]).store(to[1] + j);
+            if (to_eps != nullptr) (g_here * sigma).store(to_eps + j);
+          } else {
+            sample(x[0], sigma, e).store(to_z + j);
+          }
         }
-      }
-    });
+      });
+    }
     sum.end_block();
     for (int k = 0; k < N; ++k) d[k].flush();
     z.flush();

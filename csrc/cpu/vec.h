@@ -145,6 +145,15 @@ FASTVAE_INLINE Vec<S> select(Mask<S> condition, Vec<S> yes, Vec<S> no) {
   return no;
 }
 
+template <class S>
+FASTVAE_INLINE bool any_of(Mask<S> condition, Vec<S>) {
+  typedef int64_t Wide __attribute__((vector_size(kRegisterBytes)));
+  const Wide both = (Wide)condition.part[0] | (Wide)condition.part[1];
+  int64_t any = 0;
+  for (size_t i = 0; i < kRegisterBytes / sizeof(int64_t); ++i) any |= both[i];
+  return any != 0;
+}
+
 #if defined(__FMA__)
 FASTVAE_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   for (int i = 0; i < kRegisters; ++i)

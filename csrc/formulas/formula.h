@@ -41,6 +41,7 @@ struct Formula {
   static constexpr bool kHasMean = false;       // its first input is a mean: an activation may stand before it
   static constexpr bool kLight = false;         // so little arithmetic that a pass without extras is compiled as well
   static constexpr bool kCounts = false;        // its data are counts
+  static constexpr bool kSparse = false;        // most of them 0 (counts.h); the derivative by them is not made
   static constexpr bool kUsesVariance = false;  // there is an `at` that takes exp(logvar) besides
 };
 

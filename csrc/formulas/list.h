@@ -7,6 +7,7 @@
 #include "gaussian.h"
 #include "kl.h"
 #include "laplace.h"
+#include "negative_binomial.h"
 #include "poisson.h"
 #include "robust.h"
 #include "squared_error.h"
@@ -16,4 +17,5 @@
 #define FASTVAE_FORMULAS(visit)                                                                                       \
   visit(KlStandard) visit(KlBetween) visit(SquaredError) visit(UnitGaussian) visit(Gaussian) visit(L1) visit(Laplace) \
       visit(Huber) visit(Charbonnier) visit(StudentT) visit(Bernoulli) visit(BernoulliProbabilities)                  \
-          visit(ContinuousBernoulli) visit(Poisson)
+          visit(ContinuousBernoulli) visit(Poisson) visit(PoissonFull) visit(NegativeBinomial)                        \
+              visit(NegativeBinomialLogits) visit(ZeroInflated)

@@ -1,11 +1,11 @@
-// -log Poisson(x; e^recon_x) = e^l - x l + log x!, l = recon_x, without the last, as
-// torch.nn.functional.poisson_nll_loss.
+// -log Poisson(x; e^recon_x) = e^l - x l + log x!, l = recon_x.
 #pragma once
 
-#include "formula.h"
+#include "counts.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
+// Without log x!, as torch.nn.functional.poisson_nll_loss.
 struct Poisson : Formula {
   static constexpr const char* kName = "poisson";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
@@ -15,6 +15,29 @@ struct Poisson : Formula {
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
     const T l = in[0], x = in[1], rate = exponential(l);
     return {rate - x * l, {rate - x, -l}};
+  }
+};
+
+// With it, in Loader's form (math/gamma.h): log(2 pi x) / 2 + delta(x) + x phi(e^l / x - 1). NaN for an x below 0.
+struct PoissonFull : OfCounts<PoissonFull> {
+  static constexpr const char* kName = "poisson_full";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at_zero(const T (&in)[2]) {
+    const T rate = exponential(in[0]);
+    return {rate, {rate, T(0)}};
+  }
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 2> at_positive(const T (&in)[2]) {
+    using S = ScalarOf<T>;
+    const T l = at_least(in[0], T(S(-80))), x = in[1], rate = exponential(l), more = rate - x;  // below it is a line
+    const T rest = log_parts(quotient(rate, x), quotient(more, x)).rest + (l - in[0]);
+    const T spread = T(S(0.5)) * logarithm(T(S(6.28318530717958648)) * x);
+    const T value = spread + (stirling_of_any(x).delta + x * rest);
+    Terms<T, 2> terms{select(rate == T(Constants<S>::kInfinity), rate, value), {more, T(0)}};
+    spoil_unless(is_at_least_0(x) & (x < T(Constants<S>::kInfinity)), terms);
+    return terms;
   }
 };
 

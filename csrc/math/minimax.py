@@ -1,4 +1,4 @@
-"""Prints the polynomial coefficients of elementary.h: `python csrc/math/minimax.py` (needs mpmath, which torch brings).
+"""Prints the polynomial coefficients of elementary.h and gamma.h: `python csrc/math/minimax.py` (needs mpmath, which torch brings).
 
 Each function is written as known leading terms, whose coefficients are exact in binary, and a polynomial times a power of x. The
 polynomial is the Remez exchange's minimax fit of the whole function's relative error, in 60 digits.
@@ -54,6 +54,29 @@ def over_power(f: Callable, power: int) -> Callable:
     return lambda x: f(x) / x**power if x else mp.mpf(10) ** 12
 
 
+def stirling(exact: Callable, term: Callable[[int], mp.mpf], power: int) -> Callable:
+    """exact(1 / t) / t^power, but its asymptotic series, the sum of term(k) t^(2k - 2), near zero, where `exact` cancels."""
+    return lambda t: (
+        mp.fsum(term(k) * t ** (2 * k - 2) for k in range(1, 12))
+        if t < 1e-3
+        else exact(1 / t) / t**power
+    )
+
+
+def of_root(f: Callable) -> Callable:
+    return lambda y: f(mp.sqrt(y))
+
+
+# What Stirling's formula leaves of log z!, and minus its derivative.
+DELTA = stirling(
+    lambda z: mp.loggamma(z + 1) - (z + 0.5) * mp.log(z) + z - mp.log(2 * mp.pi) / 2,
+    lambda k: mp.bernoulli(2 * k) / (2 * k * (2 * k - 1)),
+    1,
+)
+CHI = stirling(
+    lambda z: mp.log(z) - 1 / (2 * z) - mp.digamma(z), lambda k: mp.bernoulli(2 * k) / (2 * k), 2
+)
+
 LN2_2 = mp.log(2) / 2
 QUARTER_PI_SQUARED = (mp.pi / 4) ** 2
 
@@ -105,6 +128,32 @@ FITS = {
         QUARTER_PI_SQUARED,
         {"float": 2, "double": 5},
     ),
+    # gamma.h: delta(z) = t p(t), chi(z) = t^2 p(t), t = 1 / z <= 1
+    "delta": (DELTA, None, 0, 1, {"float": 6}),
+    "chi": (CHI, None, 0, 1, {"float": 8}),
+    # delta(z) = t p(y), chi(z) = y p(y), y = t^2, t <= 1 / 8
+    # delta(z) - delta(z + 1) = y p(y), the same of chi = s y p(y), s = 1 / (2 z + 1), y = s^2 <= 1 / 9
+    "step of delta": (
+        series(
+            lambda y: (mp.atanh(mp.sqrt(y)) / mp.sqrt(y) - 1) / y, lambda k: mp.mpf(1) / (2 * k + 3)
+        ),
+        None,
+        0,
+        mp.mpf(1) / 9,
+        {"double": 11},
+    ),
+    "step of chi": (
+        series(
+            lambda y: 2 * (1 / (1 - y) - mp.atanh(mp.sqrt(y)) / mp.sqrt(y)) / y,
+            lambda k: mp.mpf(4 * k + 4) / (2 * k + 3),
+        ),
+        None,
+        0,
+        mp.mpf(1) / 9,
+        {"double": 12},
+    ),
+    "delta of y": (of_root(DELTA), None, 0, mp.mpf(1) / 64, {"double": 7}),
+    "chi of y": (of_root(CHI), None, 0, mp.mpf(1) / 64, {"double": 7}),
 }
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ FASTVAE_INLINE To bit_cast(const From& from) {
 FASTVAE_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FASTVAE_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
+// Whether a condition holds in any lane of a vector: a branch that no lane takes need not be computed. (x tells what it
+// was made of.)
+FASTVAE_INLINE bool any_of(bool condition, float) { return condition; }
+FASTVAE_INLINE bool any_of(bool condition, double) { return condition; }
+
 FASTVAE_INLINE float absolute(float x) { return fabsf(x); }
 FASTVAE_INLINE double absolute(double x) { return fabs(x); }
 

@@ -13,6 +13,7 @@
 #include <ATen/ops/where.h>
 
 #include "../formulas/formula.h"
+#include "../math/gamma.h"
 
 namespace fastvae {
 
@@ -75,6 +76,10 @@ Elements<S> select(const at::Tensor& condition, const Elements<S>& yes, const El
   return Elements<S>(at::where(condition, full(yes), full(no)));
 }
 template <class S>
+bool any_of(const at::Tensor&, const Elements<S>&) {  // that is known on the device alone
+  return true;
+}
+template <class S>
 Elements<S> guarded(const at::Tensor& condition, const Elements<S>& x) {
   return select(condition, x, Elements<S>(S(0)));
 }
@@ -106,6 +111,13 @@ Elements<S> quotient(const Elements<S>& a, const Elements<S>& b) {
 template <class S>
 Elements<S> multiply_add(const Elements<S>& a, const Elements<S>& b, const Elements<S>& c) {
   return a * b + c;
+}
+template <class S>
+LogParts<Elements<S>> log_parts(const Elements<S>& whole, const Elements<S>& f) {
+  const at::Tensor near = absolute(f) < Elements<S>(S(0.25));
+  const Elements<S> inside = guarded(near, f), square = inside * inside;
+  const Elements<S> log = select(near, log1p(inside), logarithm(select(near, Elements<S>(S(1)), whole)));
+  return {log, select(near, -(square * Constants<S>::log_polynomial(inside)), f - log)};
 }
 
 }  // namespace fastvae

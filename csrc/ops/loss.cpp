@@ -16,9 +16,9 @@ struct Description {
   const char* name;
   const Argument* inputs;
   int count, numbers;
-  bool counts;
+  bool counts, sparse;
 };
-#define FASTVAE_DESCRIPTION(F) {F::kName, F::kInputs, kInputsOf<F>, F::kNumbers, F::kCounts},
+#define FASTVAE_DESCRIPTION(F) {F::kName, F::kInputs, kInputsOf<F>, F::kNumbers, F::kCounts, F::kSparse},
 constexpr Description kFormulas[] = {FASTVAE_FORMULAS(FASTVAE_DESCRIPTION)};
 #undef FASTVAE_DESCRIPTION
 
@@ -58,6 +58,8 @@ void check_loss(const char* op, const Loss& loss, const Inputs& in, const Tensor
                         " is uint8: pixels in 0..255 need a scale, as in SquaredError(x_scale=1 / 255) of "
                         "fastvae.likelihoods; if its numbers are meant as they are, give ",
                         name, ".short()");
+      TORCH_CHECK_VALUE(!f.sparse || !t.requires_grad(), op, ": ", name, " must not require a gradient, as ", f.name,
+                        " is of counts and makes none; give ", name, ".detach()");
     } else {
       TORCH_CHECK_TYPE(t.defined(), op, ": ", name, " must be a tensor, but got None");
       check_dtype(op, name, t);

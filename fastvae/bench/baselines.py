@@ -229,6 +229,35 @@ def _mixture(y: Tensor, x: Tensor, channel: int, last: float) -> Tensor:
     return -torch.logsumexp(log_p + logits.log_softmax(channel), channel).sum()
 
 
+def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+    """-log of the negative binomial as scvi-tools writes it, element by element."""
+    eps, theta = 1e-8, theta.expand_as(mu)
+    log_sum = torch.log(theta + mu + eps)
+    log_q, log_p = torch.log(theta + eps) - log_sum, torch.log(mu + eps) - log_sum
+    gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return -(theta * log_q + x * log_p + gammas)
+
+
+def zero_inflated(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
+    """As scvi-tools writes it: both cases of all elements, each times a mask."""
+    eps, theta = 1e-8, theta.expand_as(mu)
+    log_q = torch.log(theta + eps) - torch.log(theta + mu + eps)
+    at_zero = F.softplus(theta * log_q - zero_logits) - F.softplus(-zero_logits)
+    above = -F.softplus(-zero_logits) - zero_logits - negative_binomial(mu, x, theta)
+    return -(at_zero * (x < eps).float() + above * (x > eps).float())
+
+
+def _of_counts(mu: Tensor, x: Tensor, theta: Tensor, *zero_logits: Tensor) -> Tensor:
+    nll = zero_inflated if zero_logits else negative_binomial
+    return nll(mu, x, theta, *zero_logits).sum()
+
+
+def _of_counts_distributions(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+    logits = torch.log(mu / theta)
+    log_p: Tensor = D.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x)
+    return -log_p.sum()
+
+
 # Likelihoods: the expression as people write it, and torch's function where that is another. Sums over all elements;
 # distributions do not check their arguments, as fastvae does not.
 LIKELIHOODS: dict[str, dict[str, Function]] = {
@@ -267,17 +296,21 @@ LIKELIHOODS: dict[str, dict[str, Function]] = {
     "poisson": {"eager": lambda y, x: F.poisson_nll_loss(y, x, reduction="sum")},
     "logistic mixture, vdvae": {"eager": lambda y, x: _mixture(y, x, 3, 0.999)},
     "logistic mixture, nvae": {"eager": lambda y, x: _mixture(y, x, 1, 0.99)},
+    "negative binomial": {"eager": _of_counts, "distributions": _of_counts_distributions},
+    "negative binomial, zero-inflated": {"eager": _of_counts},
+    "negative binomial, dense": {"eager": _of_counts, "distributions": _of_counts_distributions},
+    "negative binomial, zero-inflated, dense": {"eager": _of_counts},
 }
 
 
 def _of_likelihood(case: Case) -> dict[str, Function]:
-    make = cases.LIKELIHOODS[case.likelihood][0]
+    make = cases.LIKELIHOODS[case.likelihood].make
 
     def per_sample(sum_of: Function) -> Function:
-        return lambda y, x, *logvar: sum_of(y, x, *logvar) / x.shape[0]
+        return lambda y, x, *parameters: sum_of(y, x, *parameters) / x.shape[0]
 
-    def fused(recon_x: Tensor, x: Tensor, *logvar: Tensor) -> Tensor:
-        return fastvae.reconstruction_loss(recon_x, x, likelihood=make(*logvar))
+    def fused(recon_x: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        return fastvae.reconstruction_loss(recon_x, x, likelihood=make(*parameters))
 
     plain = {name: per_sample(f) for name, f in LIKELIHOODS[case.likelihood].items()}
     if case.op == "vae_loss":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ DECOMPOSITIONS = ((64, 64, 10), (128, 128, 32), (1024, 1024, 32), (2048, 2048, 1
 MIXTURES = ((100, 500, 40), (3840, 20, 10))
 DATASET_SIZE = 50_000
 NOISE_SIZE: Size = (1, (), (1 << 22,))
+GENES = 4000  # of 128 cells
 
 
 def _counts(normal: Tensor) -> Tensor:
@@ -61,33 +62,63 @@ def _levels(normal: Tensor) -> Tensor:
     return (normal.sigmoid() * 255).round() / 127.5 - 1
 
 
-# What makes a row's likelihood (of logvar, where the row is called so), and what takes normal values of recon_x and of x
-# into its domain.
-LIKELIHOODS: dict[str, tuple[Callable[..., Any], Any, Any]] = {
-    "sigmoid, mse": (partial(likelihoods.SquaredError, activation="sigmoid"), None, torch.sigmoid),
-    "bernoulli": (likelihoods.Bernoulli, None, torch.sigmoid),
-    "bernoulli of probabilities": (
-        partial(likelihoods.Bernoulli, logits=False),
-        torch.sigmoid,
-        torch.sigmoid,
+def _same(normal: Tensor) -> Tensor:
+    return normal
+
+
+def _sparse_counts(normal: Tensor) -> Tensor:
+    """A tenth is not 0."""
+    return (1.1 * (normal - 1.2816)).exp().floor() * (normal > 1.2816)
+
+
+class Likelihood(NamedTuple):
+    """What makes it, and what takes normal values of recon_x, of x and of its parameters into their domains."""
+
+    make: Callable[..., Any]
+    recon_x: Callable[[Tensor], Tensor] = _same
+    x: Callable[[Tensor], Tensor] = _same
+    parameters: tuple[Callable[[Tensor], Tensor], ...] = ()
+    genes: bool = False  # the data are GENES counts for each sample, and the first parameter one for each gene
+
+
+_sparse = Likelihood(
+    likelihoods.NegativeBinomial,
+    lambda normal: (normal - 2.3).exp(),
+    _sparse_counts,
+    (torch.exp,),
+    genes=True,
+)
+_dense = _sparse._replace(
+    recon_x=lambda normal: 10 * (0.3 * normal).exp(),
+    x=lambda normal: (5 * (0.8 * normal).exp()).floor(),
+)
+LIKELIHOODS: dict[str, Likelihood] = {
+    "sigmoid, mse": Likelihood(
+        partial(likelihoods.SquaredError, activation="sigmoid"), x=torch.sigmoid
     ),
-    "gaussian, logvar": (likelihoods.Gaussian, None, None),
-    "continuous bernoulli": (likelihoods.ContinuousBernoulli, _away_from_0, torch.sigmoid),
-    "l1": (likelihoods.L1, None, None),
-    "laplace": (partial(likelihoods.Laplace, -1.0, full=True), None, None),
-    "student t": (partial(likelihoods.StudentT, 4.0, -1.0, full=True), None, None),
-    "huber": (likelihoods.Huber, None, None),
-    "poisson": (likelihoods.Poisson, None, _counts),
+    "bernoulli": Likelihood(likelihoods.Bernoulli, x=torch.sigmoid),
+    "bernoulli of probabilities": Likelihood(
+        partial(likelihoods.Bernoulli, logits=False), torch.sigmoid, torch.sigmoid
+    ),
+    "gaussian, logvar": Likelihood(likelihoods.Gaussian, parameters=(lambda normal: 0.5 * normal,)),
+    "continuous bernoulli": Likelihood(
+        likelihoods.ContinuousBernoulli, _away_from_0, torch.sigmoid
+    ),
+    "l1": Likelihood(likelihoods.L1),
+    "laplace": Likelihood(partial(likelihoods.Laplace, -1.0, full=True)),
+    "student t": Likelihood(partial(likelihoods.StudentT, 4.0, -1.0, full=True)),
+    "huber": Likelihood(likelihoods.Huber),
+    "poisson": Likelihood(likelihoods.Poisson, x=_counts),
+    "negative binomial": _sparse,
+    "negative binomial, zero-inflated": _sparse._replace(parameters=(torch.exp, _same)),
+    "negative binomial, dense": _dense,
+    "negative binomial, zero-inflated, dense": _dense._replace(parameters=(torch.exp, _same)),
     # with the channels and the edges where the project has them
-    "logistic mixture, vdvae": (
-        partial(likelihoods.LogisticMixture, channel_dim=-1),
-        None,
-        _levels,
+    "logistic mixture, vdvae": Likelihood(
+        partial(likelihoods.LogisticMixture, channel_dim=-1), x=_levels
     ),
-    "logistic mixture, nvae": (
-        partial(likelihoods.LogisticMixture, edges=(-0.999, 0.99)),
-        None,
-        _levels,
+    "logistic mixture, nvae": Likelihood(
+        partial(likelihoods.LogisticMixture, edges=(-0.999, 0.99)), x=_levels
     ),
 }
 
@@ -115,7 +146,7 @@ class Case:
         return f"{self.op} (eps given)" if self.eps_given else self.op
 
     @property
-    def parameters(self) -> tuple[int, ...]:
+    def packed(self) -> tuple[int, ...]:
         """The event of recon_x."""
         if not self.likelihood.startswith("logistic mixture"):
             return self.event
@@ -125,7 +156,7 @@ class Case:
     def shape(self) -> str:
         if self.components:
             return "x".join(map(str, (self.batch, self.components, *self.latent)))
-        shapes = [(self.batch, *s) for s in (self.parameters, self.latent) if s]
+        shapes = [(self.batch, *s) for s in (self.packed, self.latent) if s]
         return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
     @property
@@ -147,7 +178,13 @@ class Case:
     @property
     def pixels(self) -> int:
         """N, the elements of recon_x."""
-        return self.batch * math.prod(self.parameters) if self.event else 0
+        return self.batch * math.prod(self.packed) if self.event else 0
+
+    @property
+    def parameters(self) -> list[tuple[bool, tuple[int, ...]]]:
+        """Of the likelihood: whether there is one for each sample, and the shape beside that."""
+        form = LIKELIHOODS[self.likelihood]
+        return [(not form.genes or i > 0, self.event) for i in range(len(form.parameters))]
 
     @property
     def latents(self) -> int:
@@ -167,9 +204,10 @@ class Case:
             return passes * (m + parameters) * self.dtype.itemsize
         d = self.batch * math.prod(self.event) if self.event else 0  # of x
         if (
-            "logvar" in self.likelihood
-        ):  # read, and its gradient written, as a half of the latents' pair
-            m = n // 2
+            self.likelihood
+        ):  # two parameters are read, and their gradients written, as mu and logvar
+            sizes = [math.prod(s) * (self.batch if b else 1) for b, s in self.parameters]
+            m = sum(sizes) // 2
         if self.op == "noise":
             moved = {FORWARD: m}
         elif self.op == "reparameterize":  # d_mu is the gradient of z itself
@@ -208,13 +246,12 @@ class Case:
                 z.data.mul_(torch.exp(0.5 * logvar.data)).add_(mu.data)
             return [z, mu, logvar]
         if self.event:
-            inputs += [normal(self.parameters), normal(self.event, wanted=False)]
+            inputs += [normal(self.packed), normal(self.event, wanted=False)]
         if self.likelihood:
-            for tensor, into in zip(inputs, LIKELIHOODS[self.likelihood][1:], strict=True):
-                if into is not None:
-                    tensor.data = into(tensor.data)
-        if "logvar" in self.likelihood:
-            inputs.append(normal(self.event, 0.5))
+            form = LIKELIHOODS[self.likelihood]
+            inputs += [normal(s) if b else normal(s)[0] for b, s in self.parameters]
+            for i, into in enumerate((form.recon_x, form.x, *form.parameters)):
+                inputs[i] = into(inputs[i].detach()).requires_grad_(i != 1)
         if self.latent:
             inputs += [normal(self.latent), normal(self.latent, 0.5)]
         if self.eps_given:
@@ -261,13 +298,17 @@ def pair_cases() -> list[Case]:
 
 
 def likelihood_cases(size: Size = PIXELS_64) -> list[Case]:
-    """Every likelihood with a baseline in torch, and mixtures of logistics for as many pixels as 32 pictures of CIFAR-10."""
-    shape, side = (math.prod(size[1]),), 32 if size == PIXELS_64 else 4
-    events = {"vdvae": (side, side, 3), "nvae": (3, side, side)}
+    """Every likelihood with a baseline in torch: of 4,000 genes; of as many pixels as 32 pictures of CIFAR-10 have; or of images."""
+    side = 32 if size == PIXELS_64 else 4
+    pictures = {"vdvae": (side, side, 3), "nvae": (3, side, side)}
+    event: tuple[int, ...]
     found = []
-    for name in LIKELIHOODS:
-        mixture = name.startswith("logistic mixture")
-        batch, event = (side, events[name.split()[-1]]) if mixture else (size[0], shape)
+    for name, form in LIKELIHOODS.items():
+        batch, event = size[0], (math.prod(size[1]),)
+        if form.genes:
+            batch, event = 128, (GENES,)
+        elif name.startswith("logistic mixture"):
+            batch, event = side, pictures[name.split()[-1]]
         found.append(Case("reconstruction_loss", batch, event, likelihood=name))
     return found
 

@@ -62,7 +62,7 @@ def _truth(case: Case, leaves: list[Tensor], batch: int) -> tuple[Tensor, ...]:
         z, kl = function(leaves[0], leaves[1], eps=leaves[2], reduction="sum")
         return z, kl / batch
     if case.likelihood:
-        form = LIKELIHOODS[case.likelihood][0](*leaves[2:])
+        form = LIKELIHOODS[case.likelihood].make(*leaves[2:])
         return (function(*leaves[:2], likelihood=form, reduction="sum") / batch,)
     result = function(*leaves, reduction="sum")
     return ((result.loss if case.op == "vae_loss" else result) / batch,)
@@ -82,9 +82,9 @@ def _wrong_pairs(
     for first in range(0, case.batch, rows):
         part = slice(first, first + rows)
         if case.op == "kl_decomposition":
-            turned = (torch.roll(t, -first, 0) for t in (mu, logvar))
+            own_mu, own_logvar = torch.roll(mu, -first, 0), torch.roll(logvar, -first, 0)
             share = len(z[part]) / case.batch
-            terms = reference.kl_decomposition(z[part], *turned, DATASET_SIZE)
+            terms = reference.kl_decomposition(z[part], own_mu, own_logvar, DATASET_SIZE)
             truth = tuple(share * term for term in terms)
             flowing = upstream
         else:
@@ -132,10 +132,17 @@ def wrong(
     drawn = case.op in SAMPLING and not case.eps_given
     losses = [torch.zeros((), dtype=torch.float64, device=t.device) for t in outputs]
     worst: dict[str, float] = {}
+    shared: dict[int, Any] = {}
     rows = max(1, SLICE * case.batch // max(case.pixels, case.latents))
     for first in range(0, case.batch, rows):
         part = slice(first, first + rows)
-        leaves = [t[part].detach().double().requires_grad_(t.requires_grad) for t in inputs]
+        leaves = [
+            (t if t.dim() < inputs[0].dim() else t[part])
+            .detach()
+            .double()
+            .requires_grad_(t.requires_grad)
+            for t in inputs
+        ]
         if drawn:
             mu, logvar = (t.detach() for t in leaves)
             eps = (outputs[0][part].double() - mu) * torch.exp(-0.5 * logvar)
@@ -153,7 +160,12 @@ def wrong(
                 losses[i] += value.detach()
         for i, (got, want) in enumerate(zip(gradients, exact, strict=True)):
             where = f"gradient {i}"
-            worst[where] = max(worst.get(where, 0), distance(got[part], want))
+            if got.dim() < inputs[0].dim():  # what the samples share: the sum over the slices
+                shared[i] = shared.get(i, 0) + want
+            else:
+                worst[where] = max(worst.get(where, 0), distance(got[part], want))
+    for i, total in shared.items():
+        worst[f"gradient {i}"] = distance(gradients[i], total)
     for i, output in enumerate(outputs):
         if not output.ndim:
             worst[f"loss {i}"] = distance(output, losses[i])

@@ -115,7 +115,7 @@ class Model:
 
     def data(self, batch: int, device: torch.device | str = "cpu") -> Tensor:
         x = torch.rand(batch, *self.event, device=device)
-        return LIKELIHOODS[self.likelihood][2](torch.logit(x)) if self.likelihood else x
+        return LIKELIHOODS[self.likelihood].x(torch.logit(x)) if self.likelihood else x
 
 
 MODELS = (
@@ -198,7 +198,7 @@ class Step:
         x = self.x.double()
         mu, logvar = exact.encoder(x).chunk(2, dim=1)
         recon_x = exact.decoder(reference.reparameterize(mu, logvar, eps=eps))
-        form = LIKELIHOODS[self.likelihood][0]() if self.likelihood else "mse"
+        form = LIKELIHOODS[self.likelihood].make() if self.likelihood else "mse"
         truth = reference.vae_loss(recon_x, x, mu, logvar, likelihood=form).loss
         truth.backward()
         want = [truth.detach(), *(p.grad for p in exact.parameters())]

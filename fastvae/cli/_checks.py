@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -37,29 +37,36 @@ REDUCTIONS = ("none", "sample", "sum", "batchmean", "mean")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEED = 7
 
-# Every likelihood: what makes it, its parameter, and ranges of recon_x and x in its domain.
+# Every likelihood: what makes it, ranges of recon_x and x in its domain, and of its parameters.
 # (Not far out in tanh, where 1 - tanh^2 cancels.)
 MEANS, LOGITS = ((-1, 1), (0, 1)), ((-9, 9), (0, 1))
+RATES, LOG_RATES = ((0.05, 6), (0, 3)), ((-2, 2), (0, 6))
+SCALE, POSITIVE = (-2, 0.5), (0.1, 4)
 Range = tuple[float, float]
-LIKELIHOODS: tuple[tuple[Callable[..., Any], str, tuple[Range, Range]], ...] = (
-    (likelihoods.SquaredError, "", MEANS),
-    (likelihoods.Gaussian, "", MEANS),
-    (likelihoods.Gaussian, "logvar", MEANS),
-    (likelihoods.L1, "", MEANS),
-    (likelihoods.Laplace, "log_scale", MEANS),
-    (partial(likelihoods.Huber, 0.7), "", MEANS),
-    (partial(likelihoods.Charbonnier, 0.3), "", MEANS),
-    (partial(likelihoods.StudentT, 3.5), "log_scale", MEANS),
-    (likelihoods.Bernoulli, "", LOGITS),
-    (partial(likelihoods.Bernoulli, logits=False), "", ((0.02, 0.98), (0, 1))),
-    (likelihoods.ContinuousBernoulli, "", LOGITS),
-    (likelihoods.Poisson, "", ((-2, 2), (0, 6))),
+LIKELIHOODS: tuple[tuple[Callable[..., Any], tuple[Range, Range], dict[str, Range]], ...] = (
+    (likelihoods.SquaredError, MEANS, {}),
+    (likelihoods.Gaussian, MEANS, {}),
+    (likelihoods.Gaussian, MEANS, {"logvar": SCALE}),
+    (likelihoods.L1, MEANS, {}),
+    (likelihoods.Laplace, MEANS, {"log_scale": SCALE}),
+    (partial(likelihoods.Huber, 0.7), MEANS, {}),
+    (partial(likelihoods.Charbonnier, 0.3), MEANS, {}),
+    (partial(likelihoods.StudentT, 3.5), MEANS, {"log_scale": SCALE}),
+    (likelihoods.Bernoulli, LOGITS, {}),
+    (partial(likelihoods.Bernoulli, logits=False), ((0.02, 0.98), (0, 1)), {}),
+    (likelihoods.ContinuousBernoulli, LOGITS, {}),
+    (likelihoods.Poisson, LOG_RATES, {}),
+    (partial(likelihoods.Poisson, full=True), LOG_RATES, {}),
+    (likelihoods.NegativeBinomial, RATES, {"theta": POSITIVE}),
+    (likelihoods.NegativeBinomial, RATES, {"theta": POSITIVE, "zero_logits": (-2, 2)}),
+    (likelihoods.NegativeBinomial, LOG_RATES, {"total_count": POSITIVE}),
 )
 
 # The contracts, and what a user is to conclude from a broken one.
 MEANING = {
     "rounding": "a result is further from the truth than rounding explains; do not rely on it here",
     "near the prior": "a small KL is wrong in its leading digits",
+    "counts": "a likelihood of counts is wrong; with large dispersions a loss may mean nothing",
     "NaN and infinity": "a NaN or an overflow is hidden, or made up",
     "mixture": "a mixture of logistics or its gradients are further from the truth than promised",
     "pairs": "a density of many Gaussians, or a term of the decomposed KL, is wrong; beta-TCVAE or a mixture prior would train otherwise",
@@ -76,6 +83,8 @@ PAIRS_LIMIT, LOG_Q_LIMIT = (
     {"kl_decomposition": (5e-7, 2e-6), "mixture_log_prob": (5e-7, 6e-6)},
     1e-6,
 )
+COUNT_LIMIT = {torch.float32: 2e-6, torch.float64: 1e-14}  # relative
+SUM_OF_PROBABILITIES_LIMIT = 1e-5
 NOISE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-14}  # of max(1, |eps|)
 STANDARD_ERRORS = 5.0  # for moments; their seed is fixed, so the verdict never varies
 
@@ -241,13 +250,14 @@ def _likelihood_problems(
     op: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, reductions: Any
 ) -> Iterator[Problem]:
     """Every likelihood, with each activation, size of its parameter, and with a weight or without."""
-    for kind, parameter, (of_recon_x, of_x) in LIKELIHOODS:
-        named = kind(**({parameter: 0.0} if parameter else {})).formula
+    for kind, (of_recon_x, of_x), of_parameters in LIKELIHOODS:
+        example = kind(**dict.fromkeys(of_parameters, 1.0))
+        named = example.formula
         of_a_mean = of_recon_x == MEANS[0]
         activations = (None, "sigmoid", "tanh") if of_a_mean else (None,)
         sizes = {"element": shape, "channel": (1, shape[1], *[1] * len(shape[2:]))}
         for activation, size, weighted, reduction in product(
-            activations, sizes if parameter else ("",), (False, True), reductions
+            activations, sizes if of_parameters else ("",), (False, True), reductions
         ):
             make = _Maker(device)
             tensors = {
@@ -255,14 +265,16 @@ def _likelihood_problems(
                 "x": make.uniform(shape, *of_x, dtype),
             }
             ready = partial(kind, activation=activation) if of_a_mean else kind
-            options = {"likelihood": ready if parameter else ready(), "reduction": reduction}
-            if parameter:
-                tensors[f"likelihood.{parameter}"] = make.uniform(sizes[size], -2, 0.5, dtype)
+            options = {"likelihood": ready if of_parameters else ready(), "reduction": reduction}
+            for name, span in of_parameters.items():
+                tensors[f"likelihood.{name}"] = make.uniform(sizes[size], *span, dtype)
+            if example.opaque:
+                tensors["x"] = tensors["x"].round()
             if op == "vae_loss":
                 tensors |= make.posterior((shape[0], 67), dtype)
                 per = "latent" if weighted else "element"
                 options |= {"beta": 0.3, "free_bits": 0.4, "free_bits_per": per}
-            wants = tuple(tensors)
+            wants = tuple(name for name in tensors if name != "x" or not example.opaque)
             if weighted:
                 tensors["weight"] = make.uniform(shape, -0.5, 1, dtype).clamp(min=0)
             parts = (named, activation, size, "weight" if weighted else "", reduction)
@@ -391,7 +403,7 @@ def _rounding(problem: Problem) -> Iterator[Check]:
         else:
             kind = "value" if name == "z" or problem.options["reduction"] == "none" else "sum"
         results = [ours[name], bare[name]] if name in bare else [ours[name]]
-        summed = kind == "sum" or ("." in name and ours[name].shape != ours["d_x"].shape)
+        summed = kind == "sum" or ("." in name and ours[name].shape != ours["d_recon_x"].shape)
         excused = torch_wide[name] if dtype is torch.float64 else torch_wide[name].to(dtype)
         excuse = 2 * units_off(excused, excusing[name], excused.dtype)
         through = kind == "gradient" and ("sigmoid" in problem.case or "tanh" in problem.case)
@@ -520,6 +532,63 @@ def _mixture(device: torch.device) -> Iterator[Check]:
             wrong,
             0,
             "elements differ",
+        )
+
+
+def _counts(device: torch.device) -> Iterator[Check]:
+    """Negative binomials: values beside the product that the gamma functions' quotient is, and sums of all probabilities.
+
+    Differences of lgamma are no excuse: PyTorch's have no digits left at large theta.
+    """
+    means, thetas = (-8, -2, -1, 0, 1, 3), (-4, -2, -1, 0, 1, 3, 6, 9, 12)
+    counts = torch.arange(0, 31, 3, dtype=torch.float64, device="cpu")
+    powers = [10 ** torch.tensor(ks, dtype=torch.float64, device="cpu") for ks in (means, thetas)]
+    x, mu, theta = torch.cartesian_prod(counts, *powers).T
+    for dtype, limit in COUNT_LIMIT.items():
+        given = [t.to(device, dtype).requires_grad_() for t in (mu, theta)]
+        nll = fastvae.reconstruction_loss(
+            given[0],
+            x.to(device, dtype),
+            likelihood=likelihoods.NegativeBinomial(given[1]),
+            reduction="none",
+        )
+        m, t = (g.detach().cpu().double() for g in given)
+        k = torch.arange(30, dtype=torch.float64, device="cpu")[:, None]
+        near, ratio = torch.log1p((k - m) / (t + m)), torch.log((t + k) / (t + m))
+        factors = torch.where((k - m).abs() < 0.5 * (t + m), near, ratio)
+        product = torch.where(k < x, factors, 0).sum(0)
+        truth = torch.lgamma(x + 1) - x * torch.log(m) + t * torch.log1p(m / t) - product
+        (slope,) = torch.autograd.grad(nll.sum(), given[0])
+        true_slope = t / (t + m) * (m - x) / m
+        check = partial(
+            Check, "counts", "reconstruction_loss", dtype=_label(dtype), unit="relative"
+        )
+        for result, got, true in (("value", nll, truth), ("gradient", slope, true_slope)):
+            error = (got.detach().cpu().double() - true).abs() / true.abs()
+            worst = float(error.nan_to_num(0 if result == "gradient" else math.inf).max())
+            yield check(f"negative binomial: {result}", error=worst, limit=limit, result=result)
+    every = torch.arange(1 << 18, dtype=torch.float32, device=device)[None]
+    for theta_of in (1e-2, 1.0, 1e2, 1e4, 1e6):
+        rows = 10 ** torch.arange(-3, 5, dtype=torch.float32, device=device)[:, None]
+        tail = rows * (1 + 40 / theta_of) + 40 * rows.sqrt()  # beyond it there is nothing
+        rows = rows[tail < every.numel()][:, None]
+        likelihood = likelihoods.NegativeBinomial(theta_of)
+        nll = fastvae.reconstruction_loss(
+            rows.expand(-1, every.numel()),
+            every.expand(len(rows), -1),
+            likelihood=likelihood,
+            reduction="none",
+        )
+        error = float(torch.exp(-nll.cpu().double()).sum(1).log().abs().max())
+        yield Check(
+            contract="counts",
+            op="reconstruction_loss",
+            case=f"all probabilities, theta = {theta_of:g}",
+            dtype="float32",
+            error=error,
+            limit=SUM_OF_PROBABILITIES_LIMIT,
+            unit="of log 1",
+            result="sum",
         )
 
 
@@ -674,6 +743,7 @@ def digest(op: str, device: torch.device, quick: bool) -> str:
             eps = fastvae.random.philox_normal(70_003, seed=SEED, dtype=dtype, device=device)
             hashed.update(_bytes(eps).numpy().data)
         return hashed.hexdigest()
+    problems: Iterable[Problem]
     if op in PAIRS:
         problems = (p for dtype in DTYPES for p in _pair_problems(op, dtype, device, large=True))
     else:
@@ -838,5 +908,6 @@ def checks(ops: Sequence[str], quick: bool, device: torch.device) -> Iterator[Ch
             yield from _near_prior(op, device)
         if op == "reconstruction_loss":
             yield from _mixture(device)
+            yield from _counts(device)
         yield from _specials(op, device)
     yield from _same_bits(ops, quick, device)

@@ -1,0 +1,144 @@
+// The negative binomial: x failures before the theta-th success, of mean mu; theta is the inverse dispersion, and
+// theta = infinity is Poisson's. With p = mu / (theta + mu), the probability of a failure, and q = 1 - p,
+//   P(x) = Gamma(theta + x) / (Gamma(theta) x!) q^theta p^x.
+// In Loader's form (math/gamma.h), with s = q (x - mu), u = s / theta, w = -s / x and phi(f) = f - log(1 + f),
+//   -log P(x) = log(2 pi x (1 + x / theta)) / 2 + delta(theta) + delta(x) - delta(theta + x) + theta phi(u) + x phi(w)
+// for x > 0, and theta log(1 + mu / theta) for 0. Its derivative by mu is -s / mu, that by theta
+//   phi(u) - x / (2 theta (theta + x)) + chi(theta + x) - chi(theta).
+// What cannot be (a mu, theta or x below 0, an infinite x) gives NaN.
+#pragma once
+
+#include "counts.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// Beyond these nothing changes any more, but for overflows.
+template <class T>
+FASTVAE_INLINE T theta_within_limits(T theta) {
+  using S = ScalarOf<T>;
+  return at_least(at_most(theta, T(S(1e15))), T(S(1e-18)));
+}
+
+// The value for x > 0 and its derivative by theta with mu held fast or, `kFixedLogit`, with p.
+template <class T>
+struct ValueAndSlope {
+  T value;
+  T d_theta;
+};
+template <bool kFixedLogit, class T>
+FASTVAE_INLINE ValueAndSlope<T> negative_binomial(T x, T theta, T p, T q, T s) {
+  using S = ScalarOf<T>;
+  const T one = T(1), half = T(S(0.5));
+  const T sum = theta + x, per_theta = quotient(one, theta), per_x = quotient(one, x), per_sum = quotient(one, sum);
+  const LogParts<T> u = log_parts(sum * (q * per_theta), s * per_theta), w = log_parts(sum * (p * per_x), -s * per_x);
+  const auto below = theta < one;
+  const bool any_below = any_of(below, theta);
+  const T above = any_below ? select(below, theta + one, theta) : theta;
+  const Stirling<T> of_theta = stirling(above), of_sum = stirling_of_any(sum);
+  T delta = of_theta.delta;
+  T slope = (kFixedLogit ? -u.log : u.rest) - half * x * per_theta * per_sum;
+  if (any_below) {
+    // As gamma.h shifts by 1, but without 1 / theta where that cancels: u - 1 / theta is one fraction.
+    const T log = log1p(per_theta);
+    const T line = kFixedLogit ? -per_theta : multiply_add(x - one, q, -(p * above)) * per_theta;
+    const T shifted = (log - u.log) + line + half * (one - x) * quotient(per_sum, above);
+    delta = select(below, delta + ((theta + half) * log - one), delta);
+    slope = select(below, shifted, slope);
+  }
+  const T spread = half * logarithm(T(S(6.28318530717958648)) * x * (sum * per_theta));
+  const T value = (spread + (delta + (stirling_of_any(x).delta - of_sum.delta))) + (theta * u.rest + x * w.rest);
+  return {value, slope + (of_sum.chi - of_theta.chi)};
+}
+
+struct NegativeBinomial : OfCounts<NegativeBinomial> {
+  static constexpr const char* kName = "negative_binomial";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"theta", kParameter}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at_zero(const T (&in)[3]) {
+    const T mu = in[0], theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu), q = theta * per;
+    const LogParts<T> log_q = log_parts(q, -(mu * per));
+    Terms<T, 3> terms{-(theta * log_q.log), {q, T(0), log_q.rest}};
+    spoil_unless(is_at_least_0(mu) & is_at_least_0(in[2]), terms);
+    return terms;
+  }
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at_positive(const T (&in)[3]) {
+    const T mu = in[0], x = in[1], theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu);
+    const T q = theta * per, s = q * (x - mu);
+    const auto nb = negative_binomial<false>(x, theta, mu * per, q, s);
+    Terms<T, 3> terms{nb.value, {quotient(-s, mu), T(0), nb.d_theta}};
+    const T infinity(Constants<ScalarOf<T>>::kInfinity);
+    spoil_unless(is_at_least_0(mu) & is_at_least_0(in[2]) & is_at_least_0(x) & (x < infinity), terms);
+    return terms;
+  }
+};
+
+// The same with l = log(p / q) for the mean, as torch.distributions.NegativeBinomial has it.
+struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
+  static constexpr const char* kName = "negative_binomial_logits";
+  static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"total_count", kParameter}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at_zero(const T (&in)[3]) {
+    const T l = in[0], theta = theta_within_limits(in[2]);
+    const T p = sigmoid(l).value, log = at_least(l, T(0)) + log1p(exponential(-absolute(l)));  // -log q
+    Terms<T, 3> terms{theta * log, {theta * p, T(0), log}};
+    spoil_unless(is_at_least_0(in[2]), terms);
+    return terms;
+  }
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at_positive(const T (&in)[3]) {
+    using S = ScalarOf<T>;
+    // Further out, where p or q underflows, all is linear.
+    const T high = at_most(in[0], T(S(80))), l = at_least(high, T(S(-80))), beyond = in[0] - high;
+    const T x = in[1], theta = theta_within_limits(in[2]);
+    const T p = sigmoid(l).value, q = sigmoid(-l).value, s = multiply_add(x, q, -(theta * p));
+    const auto nb = negative_binomial<true>(x, theta, p, q, s);
+    const T value = nb.value + (theta * beyond + x * (l - high));
+    Terms<T, 3> terms{value, {-s, T(0), nb.d_theta + beyond}};
+    const T infinity(Constants<ScalarOf<T>>::kInfinity);
+    spoil_unless(is_at_least_0(in[2]) & is_at_least_0(x) & (x < infinity), terms);
+    return terms;
+  }
+};
+
+// 0 with the probability sigmoid(l) besides, l = zero_logits: P(0) = (a + b q^theta) / (a + b), where a and b are 1 and
+// e^-|l| or the other way round. (Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018.)
+struct ZeroInflated : OfCounts<ZeroInflated> {
+  static constexpr const char* kName = "zero_inflated_negative_binomial";
+  static constexpr Argument kInputs[] = {
+      {"recon_x", kMain}, {"x", kData}, {"theta", kParameter}, {"zero_logits", kParameter}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 4> at_zero(const T (&in)[4]) {
+    using S = ScalarOf<T>;
+    const T l = in[3], zero = T(0), one = T(1), t = exponential(-absolute(l));
+    const Terms<T, 3> nb = NegativeBinomial::at_zero<T>({in[0], in[1], in[2]});
+    const T log_nb = -nb.value, e = exponential(log_nb);
+    const auto negative = l < zero;
+    const T a = select(negative, t, one), b = select(negative, one, t), per = quotient(one, one + t);
+    const T share = multiply_add(b, e, a), per_share = quotient(one, share);
+    const T other = b * exp_parts(log_nb, e).expm1 * per;  // P(0) - 1
+    const T zeros = share * per;
+    T value = -log_parts(zeros, other).log, rho = b * e * per_share, d_logit = a * per_share * other;
+    const auto tiny = zeros < T(S(1e-30));  // its terms underflow, their logarithms do not
+    if (any_of(tiny, l)) {
+      const T gap = guarded(tiny, log_nb - l), far = exponential(-absolute(gap)), part = quotient(one, one + far);
+      const auto less = gap < zero;
+      value = select(tiny, -(select(less, l, log_nb) + log1p(far)), value);
+      rho = select(tiny, select(less, far * part, part), rho);
+      d_logit = select(tiny, -select(less, part, far * part), d_logit);
+    }
+    return {value, {rho * nb.d[0], zero, rho * nb.d[2], d_logit}};
+  }
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 4> at_positive(const T (&in)[4]) {
+    const T l = in[3], zero = T(0);
+    const Terms<T, 3> nb = NegativeBinomial::at_positive<T>({in[0], in[1], in[2]});
+    return {nb.value + (at_least(l, zero) + log1p(exponential(-absolute(l)))),
+            {nb.d[0], zero, nb.d[2], sigmoid(l).value}};
+  }
+};
+
+FASTVAE_NAMESPACE_END
