@@ -1,4 +1,4 @@
-"""beta-TCVAE on images of five factors, and what each of its latents learned to draw. The terms of the KL are all that changes.
+"""beta-TCVAE on images of four factors, and what each of its latents learned to draw. The terms of the KL are all that changes.
 
 python examples/disentangle.py                                             # in plain PyTorch
 python examples/disentangle.py --fastvae --epochs 100 --picture latents.png  # a few minutes
@@ -20,22 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FACTORS = ("across", "down", "size", "colour", "shape")
+FACTORS = ("across", "down", "size", "colour")
 SIZE, COUNT, BATCH, LATENTS = 24, 4096, 128, 6
-SIGMA = 0.15  # the decoder's standard deviation
+SIGMA = 0.2  # the decoder's standard deviation
 BETA = 10.0  # of the total correlation
 
 
 def images(factors: np.ndarray[Any, Any]) -> Tensor:
-    """[N, 3, SIZE, SIZE] in [0, 1] from [N, 5] in [0, 1]: a figure from a diamond through a disc to a square, in some colour."""
-    across, down, size, colour, shape = factors.T[:, :, None, None]
+    """[N, 3, SIZE, SIZE] in [0, 1] from [N, 4] in [0, 1]: a disc somewhere, in some size and colour."""
+    across, down, size, colour = factors.T[:, :, None, None]
     grid = (np.arange(SIZE) + 0.5) / SIZE
-    radius = 0.13 + 0.14 * size
-    x = np.abs(grid[None, None, :] - (0.3 + 0.4 * across)) / radius
-    y = np.abs(grid[None, :, None] - (0.3 + 0.4 * down)) / radius
-    power = 0.8 * 8.0**shape
-    distance = (x**power + y**power) ** (1 / power)
-    inside = 1 / (1 + np.exp((distance - 1) * radius * SIZE * 3))  # soft over a pixel
+    radius = 0.1 + 0.15 * size
+    x = grid[None, None, :] - (0.27 + 0.46 * across)
+    y = grid[None, :, None] - (0.27 + 0.46 * down)
+    inside = 1 / (1 + np.exp((np.hypot(x, y) - radius) * SIZE * 3))  # soft over a pixel
     hues = [colorsys.hsv_to_rgb(0.02 + 0.62 * c, 0.85, 1.0) for c in colour.ravel()]
     drawn = inside[:, None] * np.array(hues)[:, :, None, None] + (1 - inside[:, None]) * 0.08
     return torch.as_tensor(drawn, dtype=torch.get_default_dtype())
