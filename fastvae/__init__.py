@@ -8,7 +8,17 @@ loss, recon, kl = vae_loss(decoder(z), x, mu, logvar, beta=2 * sigma**2)
 
 from importlib.metadata import version as _version
 
-from fastvae import distributions, likelihoods, nn, random, recipes, reference
+from fastvae import (
+    diagnostics,
+    distributions,
+    likelihoods,
+    nn,
+    random,
+    recipes,
+    reference,
+    schedules,
+)
+from fastvae.divergences import kl_divergence
 from fastvae.functional import (
     VAELossOutput,
     kl_normal,
@@ -17,16 +27,25 @@ from fastvae.functional import (
     sample_and_kl,
     vae_loss,
 )
+from fastvae.importance import importance_log_weight, iwae_loss
+from fastvae.multivariate import kl_multivariate_normal, sample_and_kl_multivariate_normal
 from fastvae.pairwise import aggregate_posterior, kl_decomposition, mixture_log_prob
+from fastvae.posterior import DiagonalGaussian
 
 __version__ = _version("fastvae")
 
 __all__ = [
+    "DiagonalGaussian",
     "VAELossOutput",
     "__version__",
     "aggregate_posterior",
+    "diagnostics",
     "distributions",
+    "importance_log_weight",
+    "iwae_loss",
     "kl_decomposition",
+    "kl_divergence",
+    "kl_multivariate_normal",
     "kl_normal",
     "likelihoods",
     "mixture_log_prob",
@@ -37,5 +56,7 @@ __all__ = [
     "reference",
     "reparameterize",
     "sample_and_kl",
+    "sample_and_kl_multivariate_normal",
+    "schedules",
     "vae_loss",
 ]

@@ -1,4 +1,5 @@
-"""Negative binomials as torch.distributions, with the names and arguments of scvi.distributions' and the fused log_prob."""
+"""Negative binomials as torch.distributions, with the names and arguments of scvi.distributions' and the fused log_prob; and
+`register`, which makes torch.distributions.kl_divergence use fastvae's."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all, logits_to_probs, probs_to_logits
 
+from fastvae.divergences import register, unregister
 from fastvae.functional import reconstruction_loss
 from fastvae.likelihoods import NegativeBinomial as _Likelihood
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial"]
+__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "register", "unregister"]
 
 
 class NegativeBinomial(Distribution):

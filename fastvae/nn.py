@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvae.functional import VAELossOutput, number, refuse_torchscript, reparameterize, vae_loss
 from fastvae.likelihoods import Likelihood
+from fastvae.posterior import DiagonalGaussian
 
-__all__ = ["Reparameterize", "VAELoss"]
+__all__ = ["GaussianHead", "Reparameterize", "VAELoss"]
 
 
 class VAELoss(nn.Module):
@@ -137,3 +140,82 @@ class Reparameterize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"eval_mode={self.eval_mode!r}"
+
+
+class GaussianHead(nn.Module):
+    """Makes a `fastvae.DiagonalGaussian` of an encoder's output, mean and raw scale packed in one dimension; it has no weights.
+
+    With the raw scale r:
+
+    * ``"logvar"``: variance = exp(r) + eps (scvi-tools: eps = 1e-4);
+    * ``"log_sigma"``: sigma = exp(r) + eps (vdvae; NVAE: eps = 1e-2 and ``soft_clamp=5.0``);
+    * ``"softplus"``: sigma = log(1 + exp(r)) + eps (Oobleck: eps = 1e-4).
+
+    logvar, and so the KL, keeps its digits near the prior and where sigma is tiny.
+
+    Args:
+        scale: what r is, see above.
+        eps: the least variance, or the least sigma; at least 0.
+        soft_clamp: mean and r become ``c tanh(r / c)`` first, with c the number given here; they stay within (-c, c).
+        dim: which dimension of the input is packed.
+
+    Raises:
+        ValueError: another scale, a negative eps, a soft_clamp that is not above 0.
+    """
+
+    def __init__(
+        self,
+        scale: str = "logvar",
+        *,
+        eps: float = 0.0,
+        soft_clamp: float | None = None,
+        dim: int = 1,
+    ) -> None:
+        super().__init__()
+        need = {
+            "scale": '"logvar", "log_sigma" or "softplus"',
+            "eps": "at least 0 and finite",
+            "soft_clamp": "above 0 and finite, or None",
+        }
+        good = {
+            "scale": scale in ("logvar", "log_sigma", "softplus"),
+            "eps": 0 <= eps < math.inf,
+            "soft_clamp": soft_clamp is None or 0 < soft_clamp < math.inf,
+        }
+        for name, value in (("scale", scale), ("eps", eps), ("soft_clamp", soft_clamp)):
+            if not good[name]:
+                raise ValueError(
+                    f"fastvae.nn.GaussianHead: {name} must be {need[name]}, but got {value!r}"
+                )
+        self.scale, self.eps, self.soft_clamp, self.dim = scale, eps, soft_clamp, dim
+
+    def forward(self, parameters: Tensor) -> DiagonalGaussian:
+        packed = DiagonalGaussian(parameters, clamp=None, dim=self.dim)
+        mean, raw = packed.mean, packed.logvar
+        r = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if self.soft_clamp is not None:
+            mean = self.soft_clamp * torch.tanh(mean / self.soft_clamp)
+            r = self.soft_clamp * torch.tanh(r / self.soft_clamp)
+        if self.scale == "softplus":
+            r = _log_softplus(r)
+        if self.eps > 0:  # not log(exp(r) + eps), which has no digits where that is near 1
+            r = torch.logaddexp(r, r.new_full((), math.log(self.eps)))
+        logvar = r if self.scale == "logvar" else 2 * r
+        return DiagonalGaussian(mean, logvar.to(raw.dtype), clamp=None, dim=self.dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.scale!r}, eps={self.eps}, soft_clamp={self.soft_clamp}, dim={self.dim}"
+
+
+# Where softplus is 1, log(e - 1), as a float32 and the rest.
+_ONE = (0.5413248538970947, 7.158233824158565e-10)
+
+
+def _log_softplus(x: Tensor) -> Tensor:
+    """log(softplus(x)): near softplus's 1 by what it differs from 1, below -30 x itself."""
+    delta = (x - _ONE[0]) - _ONE[1]
+    near, below = delta.abs() < 1, x < -30
+    grown = torch.expm1(torch.where(near, delta, 0))
+    around = torch.log1p(torch.log1p((1 - math.exp(-1)) * grown))
+    rest = torch.log(F.softplus(torch.where(near | below, 1.0, x), threshold=40))
+    return torch.where(near, around, torch.where(below, x, rest))
