@@ -466,7 +466,7 @@ def test_a_nan_breaks_a_check() -> None:
     assert check.strain == math.inf
 
 
-@pytest.mark.parametrize("op", _truth.OUTPUTS)
+@pytest.mark.parametrize("op", [op for op in _truth.OUTPUTS if op not in _checks.PAIRS])
 def test_the_two_truths_agree(op: str) -> None:
     """The reference with autograd, and the formulas with written derivatives in decimals."""
     pair = (torch.float64, torch.float64)

@@ -441,6 +441,9 @@ def recorded_calls() -> dict[str, list[tuple[Any, tuple, dict]]]:
         half = {k: t.half() for k, t in pixels.items()}
         evaluate(reconstruction_loss, half, likelihood=mixture, reduction="sample")
         mixture.sample(pixels["recon_x"])
+        triple = {k: torch.randn(3, 5) for k in ("z", "mu", "logvar")}
+        evaluate(fastvae.kl_decomposition, triple, dataset_size=50)
+        fastvae.mixture_log_prob(**triple)
     return recorder.calls
 
 

@@ -132,16 +132,15 @@ def wrong(
     drawn = case.op in SAMPLING and not case.eps_given
     losses = [torch.zeros((), dtype=torch.float64, device=t.device) for t in outputs]
     worst: dict[str, float] = {}
+    forms = case.parameters if case.likelihood else []
+    common = {i for i, (by_sample, _) in enumerate(forms, 2) if not by_sample}
     shared: dict[int, Any] = {}
     rows = max(1, SLICE * case.batch // max(case.pixels, case.latents))
     for first in range(0, case.batch, rows):
         part = slice(first, first + rows)
         leaves = [
-            (t if t.dim() < inputs[0].dim() else t[part])
-            .detach()
-            .double()
-            .requires_grad_(t.requires_grad)
-            for t in inputs
+            (t if i in common else t[part]).detach().double().requires_grad_(t.requires_grad)
+            for i, t in enumerate(inputs)
         ]
         if drawn:
             mu, logvar = (t.detach() for t in leaves)
@@ -158,9 +157,10 @@ def wrong(
                 worst[where] = max(worst.get(where, 0), distance(outputs[i][part], value.detach()))
             else:
                 losses[i] += value.detach()
+        places = [i for i, t in enumerate(leaves) if t.requires_grad]
         for i, (got, want) in enumerate(zip(gradients, exact, strict=True)):
             where = f"gradient {i}"
-            if got.dim() < inputs[0].dim():  # what the samples share: the sum over the slices
+            if places[i] in common:  # the sum over the slices
                 shared[i] = shared.get(i, 0) + want
             else:
                 worst[where] = max(worst.get(where, 0), distance(got[part], want))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastvae import reference
+from fastvae.likelihoods import NegativeBinomial
 
 OUTPUTS = {
     "reparameterize": ("z",),
@@ -236,6 +237,8 @@ def expected(problem: Problem, exact: bool) -> dict[str, Expected]:
         for one in ("recon_x", "x"):
             there = problem.tensors[one].double()
             shift = SHIFT * (there if one == "recon_x" else there.abs().clamp(min=1))
+            if one == "x" and problem.options["likelihood"] is NegativeBinomial:
+                shift = torch.where(there == 0, 0, shift)  # which is a case of its own
             shifted = problem.tensors | {one: there + shift}
             moved = expected(replace(problem, tensors=shifted, further=False), exact=False)
             for name, (value, size) in results.items():
