@@ -236,6 +236,7 @@ constexpr int fewest_blocks() {
   constexpr bool kShort = kInputsOf<F> == 2, kForward = kDirection == Direction::forward;
   if (sizeof(typename Access::Type) == 8) return kShort || !kSample ? 2 : 1;
   if (Access::kWidth == 1) return 4;
+  if (F::kSparse) return 2;  // both of its cases at once
   if (Access::kWidth == 8) return (kShort || !kSample ? 3 : 2) - (kForward || (kShort && !kSample) ? 0 : 1);
   if (std::is_same_v<Access, Rows<float, 4, true>>) return kShort ? 4 : kSample ? 2 : 3;
   return kSample ? 2 : 3;

@@ -70,7 +70,7 @@ FASTVAE_DEVICE void for_each_by_warp(int64_t rows, Work work) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) pack_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
   const T* shared = args.weight_by_row ? nullptr : static_cast<const T*>(args.log_weight);
   for_each_by_warp(args.components, [&](int64_t j, int lane) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
 
 // The largest constant of each dimension is taken out.
 template <class T>
-__global__ void __launch_bounds__(kThreads) bound_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) bound_kernel(const __grid_constant__ PairwiseParams<T> p) {
   for_each_by_warp(p.args.dims, [&](int64_t d, int lane) {
     double largest = Constants<T>::kLowest;
     for (int64_t j = lane; j < p.args.components; j += kWarp)
@@ -156,7 +156,7 @@ FASTVAE_DEVICE double marginal(const PairwiseParams<T>& p, int64_t i, int64_t d,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
   for_each_by_warp(args.rows, [&](int64_t i, int lane) {
     const double log_q = args.joint ? mixture(p, i, lane) : 0;
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
 
 // The terms of all rows, each summed by a warp.
 template <class T>
-__global__ void __launch_bounds__(kThreads) terms_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) terms_kernel(const __grid_constant__ PairwiseParams<T> p) {
   for_each_by_warp(3, [&](int64_t k, int lane) {
     T* to = static_cast<T*>(p.args.terms[k]);
     double sum = 0;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) terms_kernel(const __grid_constant__
 
 // Upstream gradients over the sums.
 template <class T>
-__global__ void __launch_bounds__(kThreads) upstream_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) upstream_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
   for_each_by_warp(args.rows, [&](int64_t i, int lane) {
     const auto given = [&](int k, int64_t at) {
@@ -258,7 +258,7 @@ FASTVAE_DEVICE double* shared_shares(double) {
 
 // kRows: a block's own are rows, and it makes dz; else they are components, and it makes their gradients.
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ PairwiseParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
   T* const share = shared_shares(T());
   const int64_t own_count = kRows ? args.rows : args.components, others = kRows ? args.components : args.rows;
