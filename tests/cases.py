@@ -26,10 +26,10 @@ MIXED = [
 # Of mu and logvar and of a prior, as autocast leaves them.
 MIXED_LATENTS = [(a, b, p) for a, b in MIXED for p in [*HALVES, torch.float32]]
 # Before torch 2.13 (2.11 was tried) Dynamo makes a constant of a number's power, for plain code as well, and cannot trace
-# an object that is made from a changing number.
+# an object that is made from a changing number or inside a module's own, nor a hook on a tensor.
 old_dynamo = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
-    reason="this Dynamo makes constants of numbers",
+    reason="what Dynamo can do from torch 2.13 on",
 )
 # The kernels sum in blocks of 512 elements and chunks of 4096: one below, at and above each, in rows and over rows.
 SHAPES = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import to_numpy
-from cases import seeded_generator, tensor
+from cases import old_dynamo, seeded_generator, tensor
 from torch import Tensor
 
 import fastvae
@@ -187,6 +187,7 @@ def test_gradients_in_float64():
     assert torch.autograd.gradgradcheck(terms, inputs)
 
 
+@old_dynamo
 def test_compiled():
     def objective(parameters):
         q = DiagonalGaussian(parameters)
