@@ -38,10 +38,13 @@ def log_zinb(x: Tensor, mu: Tensor, theta: Tensor, zero_logits: Tensor) -> Tenso
     return torch.where(x == 0, at_zero, above) - F.softplus(-zero_logits)
 
 
+def sample(mu: Tensor, logvar: Tensor) -> Tensor:
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
 def plain(
     rate: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor, mu: Tensor, logvar: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A sample's share of the objective; z is drawn elsewhere."""
     recon = -log_zinb(x, rate, theta, zero_logits).sum() / len(x)
     kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum() / len(x)
     return recon, kl
@@ -98,13 +101,17 @@ def fit(with_fastvae: bool, epochs: int, show: bool = False) -> tuple[Model, lis
     data, _ = cells()
     model = Model()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    objective = fused if with_fastvae else plain
+    draw, objective = sample, plain
+    if with_fastvae:
+        import fastvae
+
+        draw, objective = fastvae.reparameterize, fused
     losses = []
     for epoch in range(epochs):
         start = time.perf_counter()
         for x in data[torch.randperm(CELLS)].split(BATCH):
             mu, logvar = model.encode(x)
-            z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+            z = draw(mu, logvar)
             rate, zero_logits = model.decode(z, x)
             recon, kl = objective(rate, x, model.log_theta.exp(), zero_logits, mu, logvar)
             loss = recon + kl
@@ -113,8 +120,10 @@ def fit(with_fastvae: bool, epochs: int, show: bool = False) -> tuple[Model, lis
             optimizer.step()
             losses.append(loss.item())
         if show:
-            last = f"loss {losses[-1]:.2f} = recon {recon:.2f} + kl {kl:.2f}"
-            print(f"epoch {epoch + 1}/{epochs}: {last}, {time.perf_counter() - start:.2f} s")
+            steps = -(-CELLS // BATCH)
+            print(f"epoch {epoch + 1}:", *(f"{loss:.4g}" for loss in losses[-steps:]))
+            terms = f"recon {recon:.2f} + kl {kl:.2f}, {time.perf_counter() - start:.2f} s"
+            print(f"{epoch + 1} of {epochs}: {terms}", file=sys.stderr)
     return model, losses
 
 
