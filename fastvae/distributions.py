@@ -91,9 +91,9 @@ class NegativeBinomial(Distribution):
         return self._likelihood.sample(self.mu.expand(shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
-        raise NotImplementedError(
-            f"fastvae.distributions.{type(self).__name__}: expand mu and theta instead"
-        )
+        parameters = {n: getattr(self, n).expand(batch_shape) for n in self.arg_constraints}
+        scale = None if self.scale is None else self.scale.expand(batch_shape)
+        return type(self)(**parameters, scale=scale, validate_args=self._validate_args)
 
     def __repr__(self) -> str:
         names = [n for n in self.arg_constraints if n in self.__dict__]

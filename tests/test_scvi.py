@@ -53,6 +53,16 @@ def test_log_prob_mean_and_variance(kind):
 
 
 @EVERY_KIND
+def test_expanded(kind):
+    one, value = made(kind)
+    wide = one.expand((3, *one.batch_shape))
+    assert wide.batch_shape == (3, *value.shape)
+    torch.testing.assert_close(wide.log_prob(value)[2], one.log_prob(value))
+    events = D.Independent(one, 1).expand((3, len(value)))
+    torch.testing.assert_close(events.log_prob(value)[1], one.log_prob(value).sum(1))
+
+
+@EVERY_KIND
 def test_samples(kind):
     one, _ = made(kind)
     torch.manual_seed(3)
