@@ -10,7 +10,7 @@ namespace fastvae {
 enum class DType : int { float32, float64, bfloat16, float16, uint8, int8, int16, int32, int64 };
 
 constexpr int kMaxDims = 8;
-constexpr int kMaxInputs = 4;   // of a formula
+constexpr int kMaxInputs = 5;   // of a formula
 constexpr int kMaxNumbers = 3;  // a formula's constants
 
 // A tensor's elements in the logical (row-major) order that all operands of a kernel share. Dimensions that lie behind
@@ -75,7 +75,7 @@ struct Sums {
 // without gaps, in some order. Where gradients may be kept, the upstream gradient (then a 0-dim tensor, seen with
 // strides of 0) multiplies a folded gradient after the sum was rounded to its dtype, so that a gradient kept from the
 // forward pass and one made anew have the same bits. A pass with folded results has one sum or none. A pass that
-// samples has none of the extras (weight, numbers, activation, constant, x_scale, floor).
+// samples has none of the extras (weight, numbers, constant, x_scale, floor) but transform and the clamp.
 struct PassArgs {
   int64_t numel = 0;
   bool float64 = false;      // arithmetic in double
@@ -90,10 +90,12 @@ struct PassArgs {
   Sums sums;
   View weight;  // multiplies each element's value; an element of weight 0 counts for nothing, NaN included
   double numbers[kMaxNumbers] = {};
-  int activation = 0;   // of the first input: formulas/formula.h
+  int transform = 0;    // the first input's Activation, or the Scale of a Gaussian's arguments: formulas/formula.h
   double constant = 0;  // added to each value
   double x_scale = 1;   // multiplies the data input
   double floor = 0;     // if above 0: values below it count as it, and have no gradient (free bits)
+  bool has_clamp = false;  // of the posterior's logvar, to
+  double low = 0, high = 0;
 
   View z;       // the sample, or
   View dz;      // the gradient that reaches it

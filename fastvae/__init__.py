@@ -18,6 +18,7 @@ from fastvae import (
     reference,
     schedules,
 )
+from fastvae.densities import kl_one_sample, normal_log_prob
 from fastvae.divergences import kl_divergence
 from fastvae.functional import (
     VAELossOutput,
@@ -47,9 +48,11 @@ __all__ = [
     "kl_divergence",
     "kl_multivariate_normal",
     "kl_normal",
+    "kl_one_sample",
     "likelihoods",
     "mixture_log_prob",
     "nn",
+    "normal_log_prob",
     "random",
     "recipes",
     "reconstruction_loss",

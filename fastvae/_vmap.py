@@ -44,12 +44,13 @@ _SUM, _BATCHMEAN, _MEAN, _SAMPLE, _NONE, _LATENT, _CHANNEL = range(7)  # fastvae
 
 
 def _reduced(value: Tensor, reduction: int, weight: Tensor | None) -> Tensor:
-    """Elements [V, B, ...], reduced for each of the V by itself."""
+    """Elements [V, B, ...], reduced for each of the V by itself. "sample" + 8 k keeps k dimensions more."""
+    if reduction % 8 == _SAMPLE:
+        over = list(range(reduction // 8 + 2, value.dim()))
+        return value.sum(over, dtype=torch.float64).to(value.dtype) if over else value
     if reduction == _NONE:
         return value
-    kept = {_SAMPLE: (0, 1), _CHANNEL: (0, 2), _LATENT: (0, *range(2, value.dim()))}.get(
-        reduction, (0,)
-    )
+    kept = {_CHANNEL: (0, 2), _LATENT: (0, *range(2, value.dim()))}.get(reduction, (0,))
     over = [d for d in range(value.dim()) if d not in kept]
     total = value.sum(over, dtype=torch.float64) if over else value.double()
     if reduction == _MEAN and weight is not None:
@@ -64,11 +65,10 @@ def _reduced(value: Tensor, reduction: int, weight: Tensor | None) -> Tensor:
 def _loss(
     info: Any, in_dims: _Dims, tensors: Sequence[Any], loss: int, numbers: Any, rank: int
 ) -> Tensor:
-    """Of a, b, c, d and the weight."""
-    a, b, *rest = stacked = _stacked(info, in_dims, tensors, rank)
-    reduction = loss % 8
-    value = ops.elementwise_loss(a, b, loss - reduction + _NONE, *rest, numbers)
-    return _reduced(value, reduction, stacked[4])
+    """Of a, b, c, d, the weight and e."""
+    a, b, *rest, e = stacked = _stacked(info, in_dims, tensors, rank)
+    value = ops.elementwise_loss(a, b, loss % 1024 - loss % 8 + _NONE, *rest, numbers, e)
+    return _reduced(value, loss % 8 + loss // 1024 * 8, stacked[4])
 
 
 def _rank(t: Tensor, dim: int | None) -> int:
@@ -77,9 +77,10 @@ def _rank(t: Tensor, dim: int | None) -> int:
 
 def _elementwise_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
     ops.elementwise_loss(*map(_meta, arguments, in_dims))
-    a, b, loss, c, d, weight, numbers = (*arguments, *[None] * 4)[:7]
-    dims = (*in_dims[:2], *in_dims[3:], *[None] * 3)
-    return _loss(info, dims, (a, b, c, d, weight), loss, numbers, _rank(a, dims[0])), 0
+    a, b, loss, c, d, weight, numbers, e = (*arguments, *[None] * 5)[:8]
+    dims = (*in_dims, *[None] * 5)
+    dims = (*dims[:2], *dims[3:6], dims[7])
+    return _loss(info, dims, (a, b, c, d, weight, e), loss, numbers, _rank(a, dims[0])), 0
 
 
 def _reparameterize_rule(
@@ -89,10 +90,11 @@ def _reparameterize_rule(
     logvar: Tensor,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    *options: Any,
 ) -> Any:
     tensors = (mu, logvar, eps)
-    ops.reparameterize(*map(_meta, tensors, (*in_dims, None)))
-    return ops.reparameterize(*_stacked(info, in_dims, tensors)), 0
+    ops.reparameterize(*map(_meta, tensors, (*in_dims, None)), None, *options)
+    return ops.reparameterize(*_stacked(info, in_dims, tensors), None, *options), 0
 
 
 def _sample_and_kl_rule(
@@ -105,13 +107,15 @@ def _sample_and_kl_rule(
     eps: Tensor | None,
     generator: torch.Generator | None,
     loss: int,
+    numbers: Any = None,
 ) -> Any:
     tensors = (mu, logvar, mu_p, logvar_p, eps)
     *parameters, noise = map(_meta, tensors, in_dims)
-    ops.sample_and_kl(*parameters, noise, None, loss)
+    ops.sample_and_kl(*parameters, noise, None, loss, numbers)
     stacked = _stacked(info, in_dims, tensors)
-    z = ops.reparameterize(stacked[0], stacked[1], stacked[4])
-    kl = _loss(info, in_dims, (*tensors[:4], None), loss, None, _rank(mu, in_dims[0]))
+    z = ops.reparameterize(stacked[0], stacked[1], stacked[4], None, -1 - loss // 8 % 4, numbers)
+    dims = (*in_dims[:4], None, None)
+    kl = _loss(info, dims, (*tensors[:4], None, None), loss, numbers, _rank(mu, in_dims[0]))
     return (z, kl), (0, 0)
 
 
@@ -119,10 +123,10 @@ def _vae_loss_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
     ops.vae_loss(*map(_meta, arguments, in_dims))
     recon_x, x, mu, logvar, loss, kl_loss, beta, *rest = (*arguments, *[None] * 6)[:13]
     (c, d, weight, numbers, kl_numbers, beta_tensor), dims = rest, (*in_dims, *[None] * 6)
-    rank, image_dims = _rank(recon_x, dims[0]), (*dims[:2], *dims[7:10])
-    recon = _loss(info, image_dims, (recon_x, x, c, d, weight), loss, numbers, rank)
-    rank, latents = _rank(mu, dims[2]), (mu, logvar, None, None, None)
-    kl = _loss(info, (*dims[2:4], *[None] * 3), latents, kl_loss, kl_numbers, rank)
+    rank, image_dims = _rank(recon_x, dims[0]), (*dims[:2], *dims[7:10], None)
+    recon = _loss(info, image_dims, (recon_x, x, c, d, weight, None), loss, numbers, rank)
+    rank, latents = _rank(mu, dims[2]), (mu, logvar, *[None] * 4)
+    kl = _loss(info, (*dims[2:4], *[None] * 4), latents, kl_loss, kl_numbers, rank)
     scale: float | Tensor = beta
     if beta_tensor is not None:  # [] or [V], beside a KL of [V] or [V, B]
         whole = kl.dim() == 1 or dims[12] is None
@@ -223,11 +227,12 @@ def _reparameterize_in_vmap(
     logvar: Tensor,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    *options: Any,
 ) -> Any:
     if eps is None:
         eps, generator = ops._normal_like(mu, generator), None
     with _below_vmap("FuncTorchVmapMode"):
-        return ops.reparameterize(mu, logvar, eps, generator)
+        return ops.reparameterize(mu, logvar, eps, generator, *options)
 
 
 def _sample_and_kl_in_vmap(
@@ -238,11 +243,12 @@ def _sample_and_kl_in_vmap(
     eps: Tensor | None,
     generator: torch.Generator | None,
     loss: int,
+    numbers: Any = None,
 ) -> Any:
     if eps is None:
         eps, generator = ops._normal_like(mu, generator), None
     with _below_vmap("FuncTorchVmapMode"):
-        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, eps, generator, loss)
+        return ops.sample_and_kl(mu, logvar, mu_p, logvar_p, eps, generator, loss, numbers)
 
 
 _library = torch.library.Library("fastvae", "FRAGMENT")

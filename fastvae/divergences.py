@@ -123,18 +123,16 @@ def _of_gaussians(q: Distribution, p: Distribution, reduction: str) -> Tensor | 
 def _of_normals(q: Any, p: Any, event: int, reduction: str) -> Tensor:
     parameters = [q.loc, q.scale, p.loc, p.scale]
     dtype = _widest(parameters)
-    mu, sigma, mu_p, sigma_p = (t.to(dtype) for t in parameters)
-    logvar, logvar_p = 2 * torch.log(sigma), 2 * torch.log(sigma_p)
-    given: tuple[Tensor, ...] = torch.broadcast_tensors(mu, logvar, mu_p, logvar_p)
+    given: tuple[Tensor, ...] = torch.broadcast_tensors(*(t.to(dtype) for t in parameters))
     batch = given[0].shape[: given[0].dim() - event]
     if not batch:
         given = tuple(t.unsqueeze(0) for t in given)
     if event and reduction == "none":
         given = tuple(t.flatten(0, -1 - event) for t in given)
-        return kl_normal(*given, reduction="sample").reshape(batch)
+        return kl_normal(*given, scale="sigma", reduction="sample").reshape(batch)
     if event and reduction == "mean":
-        return kl_normal(*given, reduction="sum") / batch.numel()
-    kl = kl_normal(*given, reduction=reduction)
+        return kl_normal(*given, scale="sigma", reduction="sum") / batch.numel()
+    kl = kl_normal(*given, scale="sigma", reduction=reduction)
     return kl if batch else kl.reshape(())
 
 

@@ -7,7 +7,7 @@ threads. Fused backward passes, second derivatives, ``torch.compile`` and any up
 Reductions: ``"sum"`` over all elements, ``"batchmean"`` (that divided by B), ``"mean"`` (divided by the number of elements, or by
 the sum of the weights), ``"sample"`` (a [B] tensor, summed over the event), ``"none"`` (elementwise), ``"latent"`` (`kl_normal`: the
 event's shape, mean over the batch) and ``"channel"`` (`reconstruction_loss`: [C], dimension 1, summed over all else, divided by B).
-An empty batch sums to 0 and means to NaN. With time first, [T, B, L], ``"batchmean"`` divides by T and ``"sample"`` gives [T]:
+With ``batch_dims=2`` "sample" keeps two dimensions, [B, K], for K samples of each posterior. An empty batch sums to 0 and means to NaN. With time first, [T, B, L], ``"batchmean"`` divides by T and ``"sample"`` gives [T]:
 give ``transpose(0, 1)`` of such tensors, which is read in place.
 """
 
@@ -61,6 +61,8 @@ _NAMED = {
     if one.formula in _FORMULAS
 }
 _ACTIVATIONS = {None: 0, "sigmoid": 8, "tanh": 16}
+_SCALES = {"logvar": 0, "log_sigma": 8, "sigma": 16}
+_UNCLAMPED = (-math.inf, math.inf)
 _OF_BOTH = {"sum": 0, "batchmean": 1, "mean": 2, "sample": 3}
 _OF_KL = _OF_BOTH | {"none": 4, "latent": 5}
 _OF_RECONSTRUCTION = _OF_BOTH | {"none": 4, "channel": 6}
@@ -86,10 +88,49 @@ def number(op: str, name: str, value: object) -> float:
     )
 
 
+def latents(
+    op: str, scale: str, clamp: tuple[float, float] | None, least: float = 0.0
+) -> tuple[int, Any]:
+    """The scale's part of an op's integer, and the op's numbers: no constant, no x_scale, free bits, the clamp."""
+    if scale == "logvar" and clamp is None and least == 0:
+        return 0, None
+    code = _choice(op, "scale", scale, _SCALES)
+    if clamp is not None:
+        try:
+            low, high = clamp
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"fastvae.{op}: clamp must be a pair (low, high) of logvar, or None, but got {clamp!r}"
+            ) from None
+        clamp = (number(op, "clamp's low", low), number(op, "clamp's high", high))
+        if not clamp[0] <= clamp[1]:
+            raise ValueError(
+                f"fastvae.{op}: clamp must be (low, high) with low <= high, but got {clamp}"
+            )
+    if clamp is None and least == 0:
+        return code, None
+    return code, (0.0, 1.0, least, *(clamp or _UNCLAMPED))
+
+
+def kept(op: str, reduction: str, batch_dims: int) -> int:
+    """The part of an op's integer that says how many dimensions "sample" keeps."""
+    if batch_dims == 1 and type(batch_dims) is int:
+        return 0
+    if not isinstance(batch_dims, numbers.Integral) or batch_dims < 1:
+        raise ValueError(
+            f"fastvae.{op}: batch_dims must be an integer above 0, but got {batch_dims!r}"
+        )
+    if reduction != "sample":
+        raise ValueError(
+            f'fastvae.{op}: batch_dims goes with reduction="sample", but got reduction="{reduction}"'
+        )
+    return 1024 * (int(batch_dims) - 1)
+
+
 def _likelihood(
     op: str, likelihood: str | Likelihood, recon_x: Tensor
 ) -> tuple[Tensor | None, Tensor | None, int, Any]:
-    """The likelihood's parameters, its formula with its activation, and its numbers: constant, x_scale, no floor, its own."""
+    """The likelihood's parameters, its formula with its activation, and its numbers: constant, x_scale, no floor, no clamp, its own."""
     if type(likelihood) is str and likelihood in _NAMED:
         return None, None, _NAMED[likelihood], None
     one = likelihoods.parse(likelihood, f"fastvae.{op}")
@@ -101,23 +142,28 @@ def _likelihood(
             parameter = parameter.to(recon_x.device, dtype)
         parameters.append(parameter)
     first, second = (*parameters, None, None)[:2]
-    own = (one.constant, one.x_scale, 0.0, *one.numbers)
+    own = (one.constant, one.x_scale, 0.0, *_UNCLAMPED, *one.numbers)
     formula = _FORMULAS[one.formula] + _ACTIVATIONS[one.activation]
-    return first, second, formula, None if own == (0.0, 1.0, 0.0) else own
+    return first, second, formula, None if own == (0.0, 1.0, 0.0, *_UNCLAMPED) else own
 
 
 def _of_mixture(
-    recon_x: Tensor, x: Tensor, mixture: Any, reduction: str, weight: Tensor | None
+    recon_x: Tensor, x: Tensor, mixture: Any, reduction: str, batch_dims: int, weight: Tensor | None
 ) -> Tensor:
     if is_exporting() and is_in_onnx_export():
         return reference.reconstruction_loss(
-            recon_x, x, likelihood=mixture, reduction=reduction, weight=weight
+            recon_x,
+            x,
+            likelihood=mixture,
+            reduction=reduction,
+            batch_dims=batch_dims,
+            weight=weight,
         )
     options = (
         mixture.components,
         mixture.channel_dim,
         mixture.numbers,
-        _OF_RECONSTRUCTION[reduction],
+        _OF_RECONSTRUCTION[reduction] + 8 * (batch_dims - 1),
     )
     nll: Tensor = _logistic_mixture(recon_x, x, weight, *options)
     return nll
@@ -167,7 +213,7 @@ def _explain(op: str, error: Exception, generator: object = None, **tensors: obj
     It runs after a failure only, so that a call that succeeds pays nothing for it.
     """
     for name, value in tensors.items():
-        if value is None and name not in ("recon_x", "x", "mu", "logvar"):
+        if value is None and name not in ("recon_x", "x", "z", "mu", "logvar"):
             continue
         if not isinstance(value, Tensor):
             problem = f"must be a torch.Tensor, but got {type(value).__name__}"
@@ -198,6 +244,8 @@ def reparameterize(
     mu: Tensor,
     logvar: Tensor,
     *,
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     eps: Tensor | None = None,
     generator: Generator | None = None,
     return_eps: Literal[False] = False,
@@ -209,6 +257,8 @@ def reparameterize(
     mu: Tensor,
     logvar: Tensor,
     *,
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     eps: Tensor | None = None,
     generator: Generator | None = None,
     return_eps: Literal[True],
@@ -219,6 +269,8 @@ def reparameterize(
     mu: Tensor,
     logvar: Tensor,
     *,
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     eps: Tensor | None = None,
     generator: Generator | None = None,
     return_eps: bool = False,
@@ -232,6 +284,9 @@ def reparameterize(
         mu: [B, ...] mean of the posterior.
         logvar: [B, ...] natural logarithm of its variance, of mu's shape. float32, bfloat16 and float16 may be mixed; float64
             goes with float64.
+        scale: what logvar is: ``"logvar"``, ``"log_sigma"`` (log of the standard deviation) or ``"sigma"``. The gradient is that
+            of what was given; sigma = 0 samples mu, with finite gradients.
+        clamp: (low, high): the logvar is clamped, as by `torch.clamp`, without a gradient outside.
         eps: [B, ...] the noise to use, of any floating dtype; then nothing is drawn, and its gradient flows if it wants one.
         generator: where the seed is drawn from; torch's default generator otherwise.
         return_eps: also return the noise, rounded to z's dtype (so that for a 16-bit z it gives z again only up to
@@ -243,6 +298,9 @@ def reparameterize(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
+    code, own = latents("reparameterize", scale, clamp)
+    # Without a formula the scale is counted down from -1.
+    rare: tuple[Any, ...] = (-1 - code // 8, own) if code or own else ()
     try:
         op = _reparameterize
         if is_exporting() and is_in_onnx_export():
@@ -250,9 +308,9 @@ def reparameterize(
             eps = torch.randn_like(mu) if eps is None else eps
         if return_eps and eps is None:
             noise = _normal_like(mu, generator)
-            z: Tensor = op(mu, logvar, noise)
+            z: Tensor = op(mu, logvar, noise, None, *rare)
             return z, noise.to(z.dtype)
-        z = op(mu, logvar, eps, generator)
+        z = op(mu, logvar, eps, generator, *rare)
     except Exception as error:
         _explain("reparameterize", error, generator, mu=mu, logvar=logvar, eps=eps)
         raise
@@ -265,7 +323,10 @@ def kl_normal(
     mu_p: Tensor | None = None,
     logvar_p: Tensor | None = None,
     *,
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
     free_bits: float = 0.0,
     free_bits_per: str = "latent",
     weight: Tensor | None = None,
@@ -279,7 +340,9 @@ def kl_normal(
         mu, logvar: [B, ...] the posterior, of one shape; their dtypes may be mixed as in `reparameterize`, the prior's too.
         mu_p, logvar_p: the prior, with mu's shape. A prior [L] that the batch shares comes as
             ``.expand_as(mu)``, which is read in place.
+        scale, clamp: what logvar and logvar_p are, and the bounds of the posterior's logvar, as in `reparameterize`.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"``, ``"none"`` or ``"latent"``.
+        batch_dims: how many leading dimensions ``"sample"`` keeps.
         free_bits: in nats. With ``free_bits_per="latent"`` each latent's KL, mean over the batch, counts at least this much and
             has no gradient below it (Kingma et al., *Improved variational inference with inverse autoregressive flow*, 2016):
             ``max(free_bits, kl.mean(0)).sum()``; "batchmean" and "sum" only. With ``"element"`` each element does.
@@ -296,17 +359,18 @@ def kl_normal(
         least, per_latent = _free_bits("kl_normal", free_bits, free_bits_per, reduction)
     reduced = _choice("kl_normal", "reduction", "latent" if per_latent else reduction, _OF_KL)
     formula = _KL_STANDARD if mu_p is None and logvar_p is None else _KL_BETWEEN
-    floor: Any = (0.0, 1.0, least) if least != 0 else None
+    code, own = latents("kl_normal", scale, clamp, least)
+    loss = formula + reduced + code + kept("kl_normal", reduction, batch_dims)
     try:
-        if (is_exporting() and is_in_onnx_export()) or (floor and is_compiling()):
-            op, floor = _elementwise_loss_composed, _as_tensor(floor, mu)
+        if (is_exporting() and is_in_onnx_export()) or (least and is_compiling()):
+            op, own = _elementwise_loss_composed, _as_tensor(own, mu)
         else:
             op = _elementwise_loss
         kl: Tensor
-        if mu_p is weight is floor is None and logvar_p is None:  # each argument costs time
-            kl = op(mu, logvar, formula + reduced)
+        if mu_p is weight is own is None and logvar_p is None:  # each argument costs time
+            kl = op(mu, logvar, loss)
         else:
-            kl = op(mu, logvar, formula + reduced, mu_p, logvar_p, weight, floor)
+            kl = op(mu, logvar, loss, mu_p, logvar_p, weight, own)
     except Exception as error:
         _explain(
             "kl_normal", error, mu=mu, logvar=logvar, mu_p=mu_p, logvar_p=logvar_p, weight=weight
@@ -321,6 +385,8 @@ def sample_and_kl(
     mu_p: Tensor | None = None,
     logvar_p: Tensor | None = None,
     *,
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     reduction: str = "batchmean",
     eps: Tensor | None = None,
     generator: Generator | None = None,
@@ -335,11 +401,13 @@ def sample_and_kl(
     """
     reduced = _choice("sample_and_kl", "reduction", reduction, _OF_BOTH)
     formula = _KL_STANDARD if mu_p is None and logvar_p is None else _KL_BETWEEN
+    code, own = latents("sample_and_kl", scale, clamp)
+    rare = () if own is None else (own,)
     try:
         op = _sample_and_kl
         if is_exporting() and is_in_onnx_export():
             op, generator = _sample_and_kl_composed, None
-        z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula + reduced)
+        z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula + reduced + code, *rare)
     except Exception as error:
         _explain(
             "sample_and_kl",
@@ -361,6 +429,7 @@ def reconstruction_loss(
     *,
     likelihood: str | Likelihood = "mse",
     reduction: str = "batchmean",
+    batch_dims: int = 1,
     weight: Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood of x under the decoder's output, in nats, up to an additive constant.
@@ -373,6 +442,7 @@ def reconstruction_loss(
             of `fastvae.likelihoods`, whose parameters may want gradients. With a `likelihoods.LogisticMixture` recon_x has more
             channels than x, and a pixel one value: "none", "mean" and ``weight`` go by x, as it says.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"``, ``"sample"``, ``"none"`` or ``"channel"``.
+        batch_dims: how many leading dimensions ``"sample"`` keeps: 2 gives [B, K], for x expanded to K samples a posterior.
         weight: a float tensor that broadcasts to x, read in place: a mask, or weights of samples ([B, 1, ...]) or channels. Each
             element's value is multiplied by it; an element of weight 0 contributes 0 and gets gradient 0 whatever its
             value, NaN included. It gets no gradient.
@@ -384,12 +454,13 @@ def reconstruction_loss(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     reduced = _choice("reconstruction_loss", "reduction", reduction, _OF_RECONSTRUCTION)
+    reduced += kept("reconstruction_loss", reduction, batch_dims)
     mixture = isinstance(likelihood, LogisticMixture)
     if not mixture:
         first, second, formula, own = _likelihood("reconstruction_loss", likelihood, recon_x)
     try:
         if mixture:
-            return _of_mixture(recon_x, x, likelihood, reduction, weight)
+            return _of_mixture(recon_x, x, likelihood, reduction, batch_dims, weight)
         if _is_composed(likelihood) and (reduction != "none" or own or is_in_onnx_export()):
             op, own = _elementwise_loss_composed, _as_tensor(own, recon_x)
         else:
@@ -409,6 +480,8 @@ def vae_loss(
     *,
     beta: float | Tensor = 1.0,
     likelihood: str | Likelihood = "mse",
+    scale: str = "logvar",
+    clamp: tuple[float, float] | None = None,
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
     weight: Tensor | None = None,
@@ -423,7 +496,7 @@ def vae_loss(
 
     Args:
         recon_x, x, likelihood, weight: the decoder's output and its target, as in `reconstruction_loss`.
-        mu, logvar, free_bits, free_bits_per: the posterior, as in `kl_normal`; the event's shape is its own.
+        mu, logvar, scale, clamp, free_bits, free_bits_per: the posterior, as in `kl_normal`; the event's shape is its own.
         beta: weight of the KL: a number (Python's or NumPy's), or a 0-dim tensor on the inputs' device, which can be
             annealed in place under a CUDA graph. No gradient is computed for it.
         reduction: ``"sum"``, ``"batchmean"``, ``"mean"`` or ``"sample"``. B is the first dimension, so for tensors with time
@@ -453,7 +526,8 @@ def vae_loss(
     least, per_latent = 0.0, False
     if type(free_bits) is not float or free_bits != 0 or free_bits_per != "latent":
         least, per_latent = _free_bits("vae_loss", free_bits, free_bits_per, kl_reduction)
-    floor: Any = (0.0, 1.0, least) if least != 0 else None
+    code, of_kl = latents("vae_loss", scale, clamp, least)
+    kl_loss = _KL_STANDARD + kl_reduced + code
     mixture = isinstance(likelihood, LogisticMixture)
     if not mixture:
         first, second, formula, own = _likelihood("vae_loss", likelihood, recon_x)
@@ -463,7 +537,13 @@ def vae_loss(
                 recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
             )
             kl = kl_normal(
-                mu, logvar, reduction=kl_reduction, free_bits=free_bits, free_bits_per=free_bits_per
+                mu,
+                logvar,
+                scale=scale,
+                clamp=clamp,
+                reduction=kl_reduction,
+                free_bits=free_bits,
+                free_bits_per=free_bits_per,
             )
         elif is_compiling():
             recon, kl = _vae_loss_composed(
@@ -473,18 +553,17 @@ def vae_loss(
                     mu,
                     logvar,
                     formula + reduced,
-                    _KL_STANDARD + kl_reduced,
+                    kl_loss,
                     1.0,
                     first,
                     second,
                 ),
-                *(weight, _as_tensor(own, recon_x), _as_tensor(floor, mu), beta_tensor),
+                *(weight, _as_tensor(own, recon_x), _as_tensor(of_kl, mu), beta_tensor),
             )
         else:
             rare: tuple[Any, ...] = ()  # each argument costs time
-            if not first is weight is own is floor is beta_tensor is None:
-                rare = (first, second, weight, own, floor, beta_tensor)
-            kl_loss = _KL_STANDARD + kl_reduced
+            if not first is weight is own is of_kl is beta_tensor is None:
+                rare = (first, second, weight, own, of_kl, beta_tensor)
             return VAELossOutput(
                 *_vae_loss(recon_x, x, mu, logvar, formula + reduced, kl_loss, beta, *rare)
             )

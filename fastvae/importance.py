@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastvae.densities import kl_one_sample
 from fastvae.functional import reconstruction_loss
 from fastvae.likelihoods import Likelihood, parse
 
@@ -71,13 +72,11 @@ def importance_log_weight(
     if estimator == "dreg":
         mu, logvar = mu.detach(), logvar.detach()
     repeated = x.unsqueeze(1).expand(-1, samples, *x.shape[1:])
-    nll = reconstruction_loss(recon_x, repeated, likelihood=likelihood, reduction="none")
-    wide = torch.promote_types(torch.promote_types(z.dtype, mu.dtype), torch.float32)
-    z, mu, logvar = z.to(wide), mu.unsqueeze(1).to(wide), logvar.unsqueeze(1).to(wide)
-    # log p(z) - log q(z) = (t^2 - z^2 + logvar) / 2, t being (z - mu) / sigma, from differences: near the prior t is near z.
-    apart = (z - mu) * torch.expm1(-0.5 * logvar) - mu  # t - z
-    prior = 0.5 * (apart * (apart + 2 * z) + logvar)
-    return _per_sample(prior) - _per_sample(nll)
+    nll = reconstruction_loss(
+        recon_x, repeated, likelihood=likelihood, reduction="sample", batch_dims=2
+    )
+    kl = kl_one_sample(z, mu.unsqueeze(1), logvar.unsqueeze(1), reduction="sample", batch_dims=2)
+    return -(nll + kl)
 
 
 def iwae_loss(log_weight: Tensor, *, estimator: str = "iwae", z: Tensor | None = None) -> Tensor:
@@ -121,10 +120,6 @@ def iwae_loss(log_weight: Tensor, *, estimator: str = "iwae", z: Tensor | None =
             )
             z.register_hook(lambda gradient: gradient * share.to(gradient.dtype))
     return (math.log(log_weight.shape[1]) - torch.logsumexp(log_weight, 1)).mean()
-
-
-def _per_sample(value: Tensor) -> Tensor:
-    return value.sum(list(range(2, value.dim()))) if value.dim() > 2 else value
 
 
 def _check_estimator(op: str, estimator: str) -> None:

@@ -40,6 +40,8 @@ class VAELoss(nn.Module):
         kl_reduction: str | None = None,
         free_bits: float = 0.0,
         free_bits_per: str = "latent",
+        scale: str = "logvar",
+        clamp: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(beta, Tensor):
@@ -50,6 +52,8 @@ class VAELoss(nn.Module):
         self.kl_reduction = kl_reduction
         self.free_bits = free_bits
         self.free_bits_per = free_bits_per
+        self.scale = scale
+        self.clamp = clamp
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "likelihood":
@@ -105,6 +109,8 @@ class VAELoss(nn.Module):
             logvar,
             beta=self.beta,
             likelihood=likelihood,
+            scale=self.scale,
+            clamp=self.clamp,
             reduction=self.reduction,
             kl_reduction=self.kl_reduction,
             weight=weight,
@@ -119,24 +125,31 @@ class VAELoss(nn.Module):
         )
         if self.free_bits:
             text += f", free_bits={self.free_bits!r}, free_bits_per={self.free_bits_per!r}"
+        if self.scale != "logvar" or self.clamp is not None:
+            text += f", scale={self.scale!r}, clamp={self.clamp!r}"
         return text
 
 
 class Reparameterize(nn.Module):
     """`fastvae.reparameterize`; in eval mode it samples too, or returns mu with ``eval_mode="mean"``."""
 
-    def __init__(self, eval_mode: str = "sample") -> None:
+    def __init__(
+        self,
+        eval_mode: str = "sample",
+        scale: str = "logvar",
+        clamp: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
         if eval_mode not in ("sample", "mean"):
             raise ValueError(
                 f'fastvae.nn.Reparameterize: eval_mode must be "sample" or "mean", but got {eval_mode!r}'
             )
-        self.eval_mode = eval_mode
+        self.eval_mode, self.scale, self.clamp = eval_mode, scale, clamp
 
     def forward(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if not self.training and self.eval_mode == "mean":
             return mu
-        return reparameterize(mu, logvar)
+        return reparameterize(mu, logvar, scale=self.scale, clamp=self.clamp)
 
     def extra_repr(self) -> str:
         return f"eval_mode={self.eval_mode!r}"

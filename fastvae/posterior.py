@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from fastvae._ops import ops
-from fastvae.functional import kl_normal, reconstruction_loss, reparameterize, sample_and_kl
-from fastvae.likelihoods import Gaussian
+from fastvae.densities import normal_log_prob
+from fastvae.functional import kl_normal, reparameterize, sample_and_kl
 
 __all__ = ["DiagonalGaussian"]
 
@@ -117,7 +117,7 @@ class DiagonalGaussian:
         if self.deterministic:
             return self.mean
         eps, generator = self._noise(generator)
-        return reparameterize(self.mean, self.logvar, eps=eps, generator=generator)
+        return reparameterize(self.mean, self._raw, clamp=self._clamp, eps=eps, generator=generator)
 
     def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
         """[B] KL divergence in nats from ``other`` (or anything with a ``mean`` and a ``logvar``), or from N(0, 1), summed
@@ -125,19 +125,19 @@ class DiagonalGaussian:
         """
         if self.deterministic:
             return self._zeros().sum(self._event)
-        return kl_normal(self.mean, self.logvar, *self._prior(other), reduction="sample")
+        return kl_normal(
+            self.mean, self._raw, *self._prior(other), clamp=self._clamp, reduction="sample"
+        )
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         """-log N(sample; mean, var) in nats, summed over ``dims``: all but the first, if it is not given."""
         dims = self._event if dims is None else list(dims)
         if self.deterministic:
             return self._zeros().sum(dims)
-        likelihood = Gaussian(self.logvar, full=True)
-        if dims == self._event:
-            return reconstruction_loss(self.mean, sample, likelihood=likelihood, reduction="sample")
-        return reconstruction_loss(self.mean, sample, likelihood=likelihood, reduction="none").sum(
-            dims
-        )
+        by_sample = dims == self._event
+        reduction = "sample" if by_sample else "none"
+        nll = -normal_log_prob(sample, self.mean, self._raw, clamp=self._clamp, reduction=reduction)
+        return nll if by_sample else nll.sum(dims)
 
     def sample_and_kl(
         self, other: DiagonalGaussian | None = None, generator: Generators = None
@@ -148,8 +148,9 @@ class DiagonalGaussian:
         eps, generator = self._noise(generator)
         return sample_and_kl(
             self.mean,
-            self.logvar,
+            self._raw,
             *self._prior(other),
+            clamp=self._clamp,
             reduction="sample",
             eps=eps,
             generator=generator,

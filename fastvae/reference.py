@@ -22,7 +22,9 @@ __all__ = [
     "aggregate_posterior",
     "kl_decomposition",
     "kl_normal",
+    "kl_one_sample",
     "mixture_log_prob",
+    "normal_log_prob",
     "reconstruction_loss",
     "reparameterize",
     "sample_and_kl",
@@ -44,14 +46,19 @@ _register_namedtuple(VAELossOutput, serialized_type_name="fastvae.VAELossOutput"
 torch.serialization.add_safe_globals([VAELossOutput])
 
 
-def _reduce(value: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
+Clamp = tuple[float, float] | None
+
+
+def _reduce(
+    value: Tensor, reduction: str, weight: Tensor | None = None, batch_dims: int = 1
+) -> Tensor:
     count: Tensor | int = value.numel()
     if weight is not None:
         value, count = value * weight, weight.sum()
     if reduction == "none":
         return value
     if reduction == "sample":  # unsqueezed so that [B] has an event to sum over
-        return value.unsqueeze(-1).flatten(1).sum(1)
+        return value.unsqueeze(-1).flatten(batch_dims).sum(batch_dims)
     if reduction == "sum":
         return value.sum()
     if reduction == "mean":
@@ -77,24 +84,39 @@ def _weighted(weight: Tensor, x: Tensor, *inputs: object) -> list[Any]:
     return [weight, *kept]
 
 
+def _logvar(given: Tensor, scale: str, clamp: Clamp = None) -> Tensor:
+    if scale != "logvar":
+        given = 2 * (torch.log(given) if scale == "sigma" else given)
+    return given if clamp is None else given.clamp(*clamp)
+
+
 def _sample(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None, generator: torch.Generator | None
+    mu: Tensor,
+    given: Tensor,
+    scale: str,
+    clamp: Clamp,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     if eps is None:
         eps = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-    return mu + torch.exp(0.5 * logvar) * eps.to(mu.dtype), eps
+    direct = scale == "sigma" and clamp is None
+    sigma = given if direct else torch.exp(0.5 * _logvar(given, scale, clamp))
+    return mu + sigma * eps.to(mu.dtype), eps
 
 
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
     *,
+    scale: str = "logvar",
+    clamp: Clamp = None,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     return_eps: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """z = mu + sigma * eps with sigma = exp(logvar / 2) and eps ~ N(0, 1)."""
-    z, eps = _sample(mu, logvar, eps, generator)
+    z, eps = _sample(mu, logvar, scale, clamp, eps, generator)
     return (z, eps) if return_eps else z
 
 
@@ -104,7 +126,10 @@ def kl_normal(
     mu_p: Tensor | None = None,
     logvar_p: Tensor | None = None,
     *,
+    scale: str = "logvar",
+    clamp: Clamp = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
     free_bits: float = 0.0,
     free_bits_per: str = "latent",
     weight: Tensor | None = None,
@@ -116,11 +141,13 @@ def kl_normal(
     """
     if weight is not None:
         weight, mu, logvar, mu_p, logvar_p = _weighted(weight, mu, mu, logvar, mu_p, logvar_p)
+    logvar = _logvar(logvar, scale, clamp)
     if mu_p is None and logvar_p is None:
         value = 0.5 * (torch.expm1(logvar) - logvar + mu.square())
     elif mu_p is None or logvar_p is None:
         raise ValueError("a prior has both mu_p and logvar_p")
     else:
+        logvar_p = _logvar(logvar_p, scale)
         d = logvar - logvar_p
         scaled = (mu - mu_p).square() * torch.exp(-logvar_p)
         value = 0.5 * (torch.expm1(d) - d + scaled)
@@ -132,7 +159,7 @@ def kl_normal(
         latents = _reduce(value, "none", weight).sum(0)
         total = latents.clamp(min=free_bits * len(mu)).sum()
         return total if reduction == "sum" else total / len(mu)
-    return _reduce(value, reduction, weight)
+    return _reduce(value, reduction, weight, batch_dims)
 
 
 def sample_and_kl(
@@ -141,13 +168,15 @@ def sample_and_kl(
     mu_p: Tensor | None = None,
     logvar_p: Tensor | None = None,
     *,
+    scale: str = "logvar",
+    clamp: Clamp = None,
     reduction: str = "batchmean",
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reparameterize` and `kl_normal` of the same posterior."""
-    z, _ = _sample(mu, logvar, eps, generator)
-    return z, kl_normal(mu, logvar, mu_p, logvar_p, reduction=reduction)
+    z, _ = _sample(mu, logvar, scale, clamp, eps, generator)
+    return z, kl_normal(mu, logvar, mu_p, logvar_p, scale=scale, clamp=clamp, reduction=reduction)
 
 
 def reconstruction_loss(
@@ -156,6 +185,7 @@ def reconstruction_loss(
     *,
     likelihood: str | Likelihood = "mse",
     reduction: str = "batchmean",
+    batch_dims: int = 1,
     weight: Tensor | None = None,
 ) -> Tensor:
     """-log p(x | recon_x) in nats, without additive constants: `fastvae.likelihoods` has the formulas."""
@@ -166,11 +196,11 @@ def reconstruction_loss(
             weight = weight.detach().expand_as(x).narrow(dim, 0, 1)
             recon_x, x = (torch.where(weight == 0, 0, t) for t in (recon_x, x))
             weight = weight.squeeze(dim)
-        nll = _reduce(form.nll(recon_x, x), reduction, weight)
+        nll = _reduce(form.nll(recon_x, x), reduction, weight, batch_dims)
         return nll / x.shape[dim] if reduction == "mean" else nll
     if weight is not None:
         weight, recon_x, x, form = _weighted(weight, x, recon_x, x, form)
-    return _reduce(form.nll(recon_x, x), reduction, weight)
+    return _reduce(form.nll(recon_x, x), reduction, weight, batch_dims)
 
 
 def vae_loss(
@@ -181,6 +211,8 @@ def vae_loss(
     *,
     beta: float | Tensor = 1.0,
     likelihood: str | Likelihood = "mse",
+    scale: str = "logvar",
+    clamp: Clamp = None,
     reduction: str = "batchmean",
     kl_reduction: str | None = None,
     weight: Tensor | None = None,
@@ -194,6 +226,8 @@ def vae_loss(
     kl = kl_normal(
         mu,
         logvar,
+        scale=scale,
+        clamp=clamp,
         reduction=kl_reduction or reduction,
         free_bits=free_bits,
         free_bits_per=free_bits_per,
@@ -201,10 +235,48 @@ def vae_loss(
     return VAELossOutput(recon + beta * kl, recon, kl)
 
 
+def normal_log_prob(
+    z: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    scale: str = "logvar",
+    clamp: Clamp = None,
+    reduction: str = "sample",
+    batch_dims: int = 1,
+) -> Tensor:
+    """log N(z; mu, exp(logvar)); without parameters log N(z; 0, 1)."""
+    value = _log_density(z, mu, None if logvar is None else _logvar(logvar, scale, clamp))
+    return _reduce(value, reduction, batch_dims=batch_dims)
+
+
+def kl_one_sample(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    mu_p: Tensor | None = None,
+    logvar_p: Tensor | None = None,
+    *,
+    scale: str = "logvar",
+    clamp: Clamp = None,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+) -> Tensor:
+    """log q(z) - log p(z), in float64 without a second thought: the difference of two densities."""
+    prior = None if logvar_p is None else _logvar(logvar_p, scale)
+    value = _log_density(z, mu, _logvar(logvar, scale, clamp)) - _log_density(z, mu_p, prior)
+    return _reduce(value, reduction, batch_dims=batch_dims)
+
+
+def _log_density(z: Tensor, mu: Tensor | None, logvar: Tensor | None) -> Tensor:
+    if mu is None or logvar is None:
+        mu = logvar = z.new_zeros(())
+    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu).square() * torch.exp(-logvar))
+
+
 def _log_densities(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z_il; mu_kl, exp(logvar_kl)), [..., K, L]: all pairs, in memory."""
-    squares = (z.unsqueeze(-2) - mu).square() * torch.exp(-logvar)
-    return -0.5 * (math.log(2 * math.pi) + logvar + squares)
+    return _log_density(z.unsqueeze(-2), mu, logvar)
 
 
 def mixture_log_prob(

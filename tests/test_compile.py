@@ -442,6 +442,9 @@ def recorded_calls() -> dict[str, list[tuple[Any, tuple, dict]]]:
         evaluate(reconstruction_loss, half, likelihood=mixture, reduction="sample")
         mixture.sample(pixels["recon_x"])
         triple = {k: torch.randn(3, 5) for k in ("z", "mu", "logvar")}
+        evaluate(fastvae.kl_one_sample, triple, scale="log_sigma", clamp=(-1.0, 1.0))
+        evaluate(fastvae.normal_log_prob, triple, reduction="none")
+        evaluate(sample_and_kl, latents((3, 5)), scale="log_sigma", clamp=(-1.0, 1.0))
         evaluate(fastvae.kl_decomposition, triple, dataset_size=50)
         fastvae.mixture_log_prob(**triple)
     return recorder.calls
@@ -497,7 +500,7 @@ def test_opcheck_of_every_registered_op(wanting):
 @pytest.mark.parametrize("beta", [None, torch.tensor(0.3)], ids=str)
 def test_opcheck_of_what_is_handed_to_a_compiler(beta, wanting):
     """Formula 3 is a Gaussian, 0 the KL from N(0, 1)."""
-    numbers = torch.tensor([0.25, 0.5, 0.0], dtype=torch.float64)
+    numbers = torch.tensor([0.25, 0.5, 0.0, -math.inf, math.inf], dtype=torch.float64)
     ops = torch.ops.fastvae
     for dtype, reductions in ((torch.float32, (2, 0)), (torch.bfloat16, (3, 3))):
         recon_x, x, mu, logvar = clone(tuple(vae_inputs((3, 5), dtype).values()), wanting)

@@ -78,7 +78,7 @@ void sum_events(const T* value, int n, int64_t event, double* sums) {
 
 // Stands for the formula of a pass that only samples: mu and logvar, no loss.
 struct NoLoss : Formula {
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}};
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
 };
 
 template <class V>
@@ -86,13 +86,16 @@ Extras<V> extras_of(const PassArgs& args) {
   using S = ScalarOf<V>;
   Extras<V> extras;
   for (int i = 0; i < kMaxNumbers; ++i) extras.number[i] = V(static_cast<S>(args.numbers[i]));
-  extras.activation = static_cast<Activation>(args.activation);
+  extras.transform = args.transform;
   extras.has_scale = args.x_scale != 1;
   extras.has_constant = args.constant != 0;
   extras.has_floor = args.floor > 0;
   extras.x_scale = V(static_cast<S>(args.x_scale));
   extras.constant = V(static_cast<S>(args.constant));
   extras.floor = V(static_cast<S>(args.floor));
+  extras.has_clamp = args.has_clamp;
+  extras.low = V(static_cast<S>(args.low));
+  extras.high = V(static_cast<S>(args.high));
   return extras;
 }
 
@@ -209,11 +212,16 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
           if (kLoss || k == 1 || !kGradient) x[k] = V::load(from[k] + j);
           g[k] = V(0);
         }
-        V sigma(0), variance(0);
-        if constexpr (kSample) {
+        V sigma(0), d_sigma(0), variance(0);
+        if constexpr (kSample && kExtras) {
+          const Spread<V> spread = extras.spread(x[1], true);
+          sigma = spread.sigma;
+          d_sigma = spread.d_sigma;
+        } else if constexpr (kSample) {
           sigma = standard_deviation(x[1]);
-          variance = sigma * sigma;
+          d_sigma = V(T(0.5)) * sigma;
         }
+        if constexpr (kSample) variance = sigma * sigma;
         if constexpr (kLoss) {
           Terms<V, N> terms;
           if constexpr (kExtras) {
@@ -239,7 +247,7 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
           if constexpr (kGradient) {
             const V g_here = V::load(g_z + j);
             if (to[0] != nullptr) (g_here + g[0]).store(to[0] + j);
-            if (to[1] != nullptr) (g_here * sample_d_logvar(sigma, e) + g[1]).store(to[1] + j);
+            if (to[1] != nullptr) (g_here * (d_sigma * e) + g[1]).store(to[1] + j);
             if (to_eps != nullptr) (g_here * sigma).store(to_eps + j);
           } else {
             sample(x[0], sigma, e).store(to_z + j);
@@ -267,18 +275,19 @@ using PassKernel = void (*)(const PassArgs&, int64_t, int64_t, int64_t, double*,
 // extras in the loop, and makes derivatives whether they are wanted or not.
 template <class T, class F>
 PassKernel pass_of(const PassArgs& args) {
-  constexpr bool kLatents = F::kInputs[1].role == kMain;  // mu and logvar
   constexpr bool kFloat = sizeof(T) == sizeof(float);
   bool gradient = args.dz.data != nullptr;
   for (const View& d : args.d) gradient |= d.data != nullptr;
-  if constexpr (kLatents) {
-    if (args.z.data != nullptr || args.dz.data != nullptr)
+  const bool extras = args.weight.data != nullptr || args.transform != 0 || args.x_scale != 1 || args.constant != 0 ||
+                      args.floor > 0 || args.has_clamp;
+  if constexpr (kIsPosterior<F>) {
+    if (args.z.data != nullptr || args.dz.data != nullptr) {
+      if (extras) return gradient ? pass_as<T, F, true, true, true> : pass_as<T, F, true, false, true>;
       return gradient ? pass_as<T, F, true, true, false> : pass_as<T, F, true, false, false>;
+    }
   }
   if constexpr (!std::is_same_v<F, NoLoss>) {
     if constexpr (F::kLight && kFloat) {
-      const bool extras = args.weight.data != nullptr || args.activation != 0 || args.x_scale != 1 ||
-                          args.constant != 0 || args.floor > 0;
       if (!extras) return gradient ? pass_as<T, F, false, true, false> : pass_as<T, F, false, false, false>;
     }
     if constexpr (kFloat) {

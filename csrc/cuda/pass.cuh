@@ -13,10 +13,8 @@ namespace fastvae::cuda {
 
 struct NoLoss : Formula {
   static constexpr bool kLight = true;
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}};
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
 };
-template <class F>
-constexpr bool kHasData = F::kInputs[1].role == kData;  // else the inputs begin with mu and logvar
 
 // The backward pass makes gradients from that of the result or of the sample; the forward one all else.
 enum class Direction { forward, backward, either };
@@ -103,7 +101,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
     if constexpr (kLoss) {
       if (has_upstream) upstream_loaded[u] = Access::template load<false, true>(o.upstream, at[u]);
     }
-    if constexpr (kExtras) {
+    if constexpr (kExtras && !kSample) {
       if (o.weight) weight_loaded[u] = Access::template load<true>(o.weight, at[u]);
     }
   }
@@ -126,7 +124,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
     if constexpr (kLoss) {
       if (has_upstream) Access::unpack(o.upstream, upstream_loaded[u], upstream);
     }
-    if constexpr (kExtras) {
+    if constexpr (kExtras && !kSample) {
       FASTVAE_UNROLL
       for (int j = 0; j < W; ++j) weight[j] = 1;
       if (o.weight) Access::unpack(o.weight, weight_loaded[u], weight);
@@ -137,10 +135,18 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
       FASTVAE_UNROLL
       for (int i = 0; i < n; ++i) x[i] = in[i][j];
       if constexpr (kSample) {
-        sigma = standard_deviation(x[1]);
+        T d_sigma;
+        if constexpr (kExtras) {
+          const Spread<T> spread = o.extras.spread(x[1], true);
+          sigma = spread.sigma;
+          d_sigma = spread.d_sigma;
+        } else {
+          sigma = standard_deviation(x[1]);
+          d_sigma = T(0.5) * sigma;
+        }
         variance = sigma * sigma;
         if (backward) {
-          d_logvar[j] = dz[j] * sample_d_logvar(sigma, eps[j]);
+          d_logvar[j] = dz[j] * (d_sigma * eps[j]);
           d_eps[j] = dz[j] * sigma;
         } else {
           z[j] = sample(x[0], sigma, eps[j]);
@@ -148,7 +154,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
       }
       Terms<T, n> terms{};
       if constexpr (kLoss && kExtras) {
-        terms = fastvae::element<F>(x, o.extras, &weight[j], kSample ? &variance : nullptr);
+        terms = fastvae::element<F>(x, o.extras, kSample ? nullptr : &weight[j], kSample ? &variance : nullptr);
       } else if constexpr (kLoss) {
         terms = fastvae::at<F>(x, o.extras.number, kSample ? &variance : nullptr);
       }
@@ -208,9 +214,10 @@ struct Pass {
   }
 };
 
-// Sampling takes a lot of registers; for the extras there is no need to be fast in it.
+// Sampling takes a lot of registers: with extras it goes element by element.
 template <class Access, bool kSample>
-constexpr bool kExtrasOf = !kSample && !(std::is_same_v<Access, Rows<float, 4, true>> || Access::kWidth == 8);
+constexpr bool kExtrasOf =
+    kSample ? Access::kWidth == 1 : !(std::is_same_v<Access, Rows<float, 4, true>> || Access::kWidth == 8);
 
 // The latents' KL beside a likelihood.
 template <class T, bool kPresent>
@@ -287,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 2) fold_kernel(const __grid_constant
   using Access = Elements<T, true>;
   const auto found = find(p.main);
   const double sum = fold_slab<Access>(
-      p.fold, p.partials, Pass<F, Access, Direction::either, kSample, !kSample, decltype(p.main)>{p.main, found});
+      p.fold, p.partials, Pass<F, Access, Direction::either, kSample, true, decltype(p.main)>{p.main, found});
   if (threadIdx.x == 0) p.partials[p.fold.partials() + blockIdx.x] = sum;
 }
 
@@ -317,13 +324,16 @@ Operands<Access, n, kSample> operands_of(const PassArgs& args, const RowShape& s
   o.divisor_at = args.sums.divisor_at;
   using T = typename Access::Type;
   for (int i = 0; i < kMaxNumbers; ++i) o.extras.number[i] = static_cast<T>(args.numbers[i]);
-  o.extras.activation = static_cast<Activation>(args.activation);
+  o.extras.transform = args.transform;
   o.extras.has_scale = args.x_scale != 1;
   o.extras.has_constant = args.constant != 0;
   o.extras.has_floor = args.floor > 0;
   o.extras.x_scale = static_cast<T>(args.x_scale);
   o.extras.constant = static_cast<T>(args.constant);
   o.extras.floor = static_cast<T>(args.floor);
+  o.extras.has_clamp = args.has_clamp;
+  o.extras.low = static_cast<T>(args.low);
+  o.extras.high = static_cast<T>(args.high);
   if constexpr (kSample) {
     o.z = make(args.z);
     o.dz = make(args.dz);
@@ -392,14 +402,13 @@ cudaError_t run_as(const PassArgs& args, const PassArgs* kl, const Combination& 
                    const Launch& to) {
   constexpr int n = kInputsOf<F>;
   constexpr auto forward = Direction::forward, backward = Direction::backward, either = Direction::either;
-  const bool extras =
-      args.weight.data != nullptr || args.activation != 0 || args.x_scale != 1 || args.constant != 0 || args.floor > 0;
-  if (kSample && extras) return cudaErrorInvalidValue;
+  const bool extras = args.weight.data != nullptr || args.transform != 0 || args.x_scale != 1 || args.constant != 0 ||
+                      args.floor > 0 || args.has_clamp;
   if (part[0].fold.slabs > 0) return launch_fold<F, T, kSample>(args, part[0], to);
   RowFit rows(args.numel, args.sums.event, kDType<T>);
-  for (const View* view : {&args.in[0], &args.in[1], &args.in[2], &args.in[3], &args.d[0], &args.d[1], &args.d[2],
-                           &args.d[3], &args.value, &args.weight, &args.z, &args.dz, &args.eps, &args.d_eps})
-    rows.add(*view);
+  for (const View& view : args.in) rows.add(view);
+  for (const View& view : args.d) rows.add(view);
+  for (const View* view : {&args.value, &args.weight, &args.z, &args.dz, &args.eps, &args.d_eps}) rows.add(*view);
   rows.add(args.upstream, true);
   // With packs of this width and kind, if they fit.
   cudaError_t result = cudaSuccess;
@@ -418,6 +427,8 @@ cudaError_t run_as(const PassArgs& args, const PassArgs* kl, const Combination& 
     }
     return true;
   };
+  if (kSample && extras)
+    return launch<F, either>(element_operands<T, n, kSample>(args), args, kl, combination, part, to);
   if constexpr (sizeof(T) == 4) {
     if constexpr (F::kLight) {
       if (!extras && rows.is_plain() && try_rows(Rows<T, 4, true>(), std::false_type())) return result;
@@ -433,7 +444,7 @@ cudaError_t run_as(const PassArgs& args, const PassArgs* kl, const Combination& 
 template <class F>
 cudaError_t run(const PassArgs& args, const PassArgs* kl, const Combination& combination, Part (&part)[2],
                 const Launch& launch) {
-  if constexpr (!kHasData<F>) {
+  if constexpr (kIsPosterior<F>) {
     if (is_sample(args)) {
       return args.float64 ? run_as<F, double, true>(args, kl, combination, part, launch)
                           : run_as<F, float, true>(args, kl, combination, part, launch);

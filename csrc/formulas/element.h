@@ -1,17 +1,24 @@
-// What a pass does around a formula, for one element: the activation before it, the scale of the data, a constant, free
-// bits and a weight. Each is the identity unless it was asked for.
+// What a pass does around a formula, for one element: the activation before it, or what a Gaussian's logvar is given
+// as and its clamp; the scale of the data, a constant, free bits and a weight. Each is the identity unless it was asked
+// for.
 #pragma once
 
-#include "formula.h"
+#include "sample.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
 template <class T>
 struct Extras {
-  T number[3];  // the formula's own constants
-  Activation activation = Activation::none;
-  bool has_scale = false, has_constant = false, has_floor = false;
-  T x_scale, constant, floor;
+  T number[3];        // the formula's own constants
+  int transform = 0;  // the mean's Activation, or the Scale of a Gaussian's arguments
+  bool has_scale = false, has_constant = false, has_floor = false, has_clamp = false;
+  T x_scale, constant, floor, low, high;
+
+  FASTVAE_INLINE Activation activation() const { return static_cast<Activation>(transform); }
+  // Of input `given`; only the first logvar, the posterior's, is clamped.
+  FASTVAE_INLINE Spread<T> spread(T given, bool is_first) const {
+    return spread_of(given, static_cast<Scale>(transform), has_clamp && is_first, low, high);
+  }
 };
 
 // F::at, given exp(logvar) where F has use for it and the pass has it (`variance`; nullptr: it has not).
@@ -23,27 +30,64 @@ FASTVAE_INLINE Terms<T, n> at(const T (&in)[n], const T* number, const T* varian
   return F::at(in, number);
 }
 
+// F's terms where a Gaussian's logvars are given as something else, or clamped.
+template <class F, class T, int n>
+FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const T* variance) {
+  [[maybe_unused]] T given[2];
+  T slope[n];
+  int logvars = 0;
+  FASTVAE_UNROLL
+  for (int i = 0; i < n; ++i) {
+    if (!F::kInputs[i].is_logvar) continue;
+    given[logvars] = in[i];
+    const Spread<T> s = extras.spread(in[i], logvars++ == 0);
+    in[i] = s.logvar;
+    slope[i] = s.d_logvar;
+  }
+  Terms<T, n> terms;
+  if constexpr (F::kUsesDifference) {
+    if (extras.transform == static_cast<int>(Scale::sigma) && !extras.has_clamp) {
+      const T f = quotient(given[0] - given[1], given[1]);
+      terms = F::of_difference(in, T(ScalarOf<T>(2)) * log_parts(T(1) + f, f).log);
+    } else {
+      terms = at<F>(in, extras.number, variance);
+    }
+  } else {
+    terms = at<F>(in, extras.number, variance);
+  }
+  FASTVAE_UNROLL
+  for (int i = 0; i < n; ++i) {
+    if (F::kInputs[i].is_logvar) terms.d[i] = terms.d[i] * slope[i];
+  }
+  return terms;
+}
+
 // `weight` is nullptr where there is none.
 template <class F, class T, int n>
 FASTVAE_INLINE Terms<T, n> element(T (&in)[n], const Extras<T>& extras, const T* weight, const T* variance) {
   static_assert(n == kInputsOf<F>, "a formula gets its own inputs");
   T slope;
   if constexpr (F::kHasMean) {
-    if (extras.activation != Activation::none) {
-      const Activated<T> mean = extras.activation == Activation::sigmoid ? sigmoid(in[0]) : hyperbolic_tangent(in[0]);
+    if (extras.activation() != Activation::none) {
+      const Activated<T> mean = extras.activation() == Activation::sigmoid ? sigmoid(in[0]) : hyperbolic_tangent(in[0]);
       in[0] = mean.value;
       slope = mean.slope;
     }
   }
-  constexpr bool kHasData = F::kInputs[1].role == kData;
-  if constexpr (kHasData) {
+  if constexpr (kHasData<F>) {
     if (extras.has_scale) in[1] = in[1] * extras.x_scale;
   }
-  Terms<T, n> terms = at<F>(in, extras.number, variance);
-  if constexpr (F::kHasMean) {
-    if (extras.activation != Activation::none) terms.d[0] = terms.d[0] * slope;
+  Terms<T, n> terms;
+  if constexpr (kHasData<F>) {
+    terms = at<F>(in, extras.number, variance);
+  } else {
+    terms = extras.transform != 0 || extras.has_clamp ? at_spreads<F>(in, extras, variance)
+                                                      : at<F>(in, extras.number, variance);
   }
-  if constexpr (kHasData) {
+  if constexpr (F::kHasMean) {
+    if (extras.activation() != Activation::none) terms.d[0] = terms.d[0] * slope;
+  }
+  if constexpr (kHasData<F>) {
     if (extras.has_scale) terms.d[1] = terms.d[1] * extras.x_scale;
     if (extras.has_constant) terms.value = terms.value + extras.constant;
   } else {

@@ -26,6 +26,7 @@ enum Role {
 struct Argument {
   const char* name;
   Role role;
+  bool is_logvar = false;  // of a Gaussian: a user may give log sigma or sigma instead (Scale)
 };
 
 // The value of an element, and its derivatives by the inputs in their order.
@@ -37,19 +38,28 @@ struct Terms {
 
 // What most formulas share.
 struct Formula {
-  static constexpr int kNumbers = 0;            // how many constants of its own it has
+  static constexpr const char* kOp = "fastvae.reconstruction_loss";  // the function that its users call
+  static constexpr int kNumbers = 0;                                 // how many constants of its own it has
   static constexpr bool kHasMean = false;       // its first input is a mean: an activation may stand before it
   static constexpr bool kLight = false;         // so little arithmetic that a pass without extras is compiled as well
   static constexpr bool kCounts = false;        // its data are counts
   static constexpr bool kSparse = false;        // most of them 0 (counts.h); the derivative by them is not made
   static constexpr bool kUsesVariance = false;  // there is an `at` that takes exp(logvar) besides
+  // There is an `of_difference` that takes logvar - logvar_p besides: from two sigmas it is made without cancelling.
+  static constexpr bool kUsesDifference = false;
 };
 
 template <class F>
 constexpr int kInputsOf = sizeof(F::kInputs) / sizeof(Argument);
+template <class F>
+constexpr bool kHasData = F::kInputs[1].role == kData;
+template <class F>
+constexpr bool kIsPosterior = F::kInputs[1].role == kMain;  // its inputs begin with mu and logvar
 
 // What stands between the decoder's output and the mean, if it is part of the pass.
 enum class Activation : int { none, sigmoid, tanh };
+// What a Gaussian's second argument is.
+enum class Scale : int { logvar, log_sigma, sigma };
 
 template <class T>
 struct Activated {

@@ -8,10 +8,9 @@ FASTVAE_NAMESPACE_BEGIN
 
 // KL(N(mu, e^l) || N(0, 1)) = ((e^l - 1 - l) + mu^2) / 2: a sum of two terms that are never negative.
 struct KlStandard : Formula {
-  static constexpr const char* kName = "kl_standard";
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}};
+  static constexpr const char *kName = "kl_standard", *kOp = "fastvae.kl_normal";
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
   static constexpr bool kLight = true;
-
   static constexpr bool kUsesVariance = true;
 
   template <class T>
@@ -30,13 +29,15 @@ struct KlStandard : Formula {
 
 // KL(N(mu, e^l) || N(mu_p, e^p)) = ((e^d - 1 - d) + delta^2 e^-p) / 2 with d = l - p, delta = mu - mu_p.
 struct KlBetween : Formula {
-  static constexpr const char* kName = "kl_between";
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain}, {"mu_p", kMain}, {"logvar_p", kMain}};
+  static constexpr const char *kName = "kl_between", *kOp = "fastvae.kl_normal";
+  static constexpr Argument kInputs[] = {
+      {"mu", kMain}, {"logvar", kMain, true}, {"mu_p", kMain}, {"logvar_p", kMain, true}};
   static constexpr bool kLight = true;
+  static constexpr bool kUsesDifference = true;
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 4> at(const T (&in)[4], const T*) {
-    const T mu = in[0], logvar = in[1], mu_p = in[2], logvar_p = in[3], half = T(ScalarOf<T>(0.5));
+    const T logvar = in[1], logvar_p = in[3];
     // What rounding d loses comes back to first order: e^d - 1 - d has the derivative e^d - 1, which is large where it
     // matters.
     const T d = logvar - logvar_p;
@@ -47,8 +48,19 @@ struct KlBetween : Formula {
     const auto finite = (lost == lost) & (e.expm1 - e.expm1 == T(0));
     e.expm1_minus = e.expm1_minus + select(finite, e.expm1 * lost, T(0));
     e.expm1 = e.expm1 + select(finite, (e.expm1 + T(1)) * lost, T(0));
-    const T delta = mu - mu_p;
-    const T pull = delta * exponential(-logvar_p);
+    return of_parts(in, e);
+  }
+  // d = logvar - logvar_p is given.
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 4> of_difference(const T (&in)[4], T d) {
+    return of_parts(in, exp_parts(d));
+  }
+
+ private:
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 4> of_parts(const T (&in)[4], const ExpParts<T>& e) {
+    const T delta = in[0] - in[2], half = T(ScalarOf<T>(0.5));
+    const T pull = delta * exponential(-in[3]);
     return {half * (e.expm1_minus + delta * pull), {pull, half * e.expm1, -pull, -(half * (e.expm1 + delta * pull))}};
   }
 };

@@ -8,6 +8,7 @@
 #include "kl.h"
 #include "laplace.h"
 #include "negative_binomial.h"
+#include "normal.h"
 #include "poisson.h"
 #include "robust.h"
 #include "squared_error.h"
@@ -18,4 +19,4 @@
   visit(KlStandard) visit(KlBetween) visit(SquaredError) visit(UnitGaussian) visit(Gaussian) visit(L1) visit(Laplace) \
       visit(Huber) visit(Charbonnier) visit(StudentT) visit(Bernoulli) visit(BernoulliProbabilities)                  \
           visit(ContinuousBernoulli) visit(Poisson) visit(PoissonFull) visit(NegativeBinomial)                        \
-              visit(NegativeBinomialLogits) visit(ZeroInflated)
+              visit(NegativeBinomialLogits) visit(ZeroInflated) visit(NormalLogProb) visit(KlOneSample)

@@ -2,7 +2,8 @@
 // Variational Bayes (2014), equation 10.
 #pragma once
 
-#include "../math/elementary.h"
+#include "../math/gamma.h"
+#include "formula.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
@@ -11,15 +12,43 @@ FASTVAE_INLINE T standard_deviation(T logvar) {
   return exponential(logvar * T(ScalarOf<T>(0.5)));
 }
 
+// The logvar and sigma that an argument `given` stands for, and their derivatives by it. With a clamp the logvar is
+// clamped, and both derivatives are 0 where it was.
+template <class T>
+struct Spread {
+  T logvar, d_logvar, sigma, d_sigma;
+};
+template <class T>
+FASTVAE_INLINE Spread<T> spread_of(T given, Scale scale, bool has_clamp, T low, T high) {
+  const T two(ScalarOf<T>(2)), half(ScalarOf<T>(0.5));
+  Spread<T> s{given, T(1), T(0), T(0)};
+  if (scale == Scale::log_sigma) {
+    s.logvar = two * given;
+    s.d_logvar = two;
+  } else if (scale == Scale::sigma) {
+    s.logvar = two * log_parts(given, given - T(1)).log;
+    s.d_logvar = quotient(two, given);
+  }
+  if (has_clamp) {  // a NaN stays
+    const auto below = s.logvar<low, above = s.logvar> high;
+    s.d_logvar = select(below, T(0), select(above, T(0), s.d_logvar));
+    s.logvar = select(below, low, select(above, high, s.logvar));
+  }
+  if (scale == Scale::sigma && !has_clamp) {
+    s.sigma = given;
+    s.d_sigma = T(1);
+  } else {
+    s.sigma = standard_deviation(s.logvar);
+    s.d_sigma = half * s.sigma * s.d_logvar;
+  }
+  return s;
+}
+
 // dz/dmu = 1, dz/dlogvar = sigma eps / 2 (from eps, never from z - mu, which cancels when sigma << |mu|), dz/deps =
 // sigma
 template <class T>
 FASTVAE_INLINE T sample(T mu, T sigma, T eps) {
   return multiply_add(sigma, eps, mu);
-}
-template <class T>
-FASTVAE_INLINE T sample_d_logvar(T sigma, T eps) {
-  return T(ScalarOf<T>(0.5)) * sigma * eps;
 }
 
 FASTVAE_NAMESPACE_END

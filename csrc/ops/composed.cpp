@@ -26,12 +26,14 @@ Composed compose_as(const Loss& loss, const Inputs& in, const Tensor& weight, co
     return numbers.defined() ? T(numbers.select(0, i).to(dtype)) : T(static_cast<S>(loss.numbers[i]));
   };
   Extras<T> extras;
-  extras.activation = static_cast<Activation>(loss.activation);
+  extras.transform = static_cast<int>(loss.transform);
   if (numbers.defined() || !loss.numbers.empty()) {
-    extras.has_constant = extras.has_scale = extras.has_floor = true;
+    extras.has_constant = extras.has_scale = extras.has_floor = extras.has_clamp = true;
     extras.constant = number(0);
     extras.x_scale = number(1);
     extras.floor = number(2);
+    extras.low = number(3);
+    extras.high = number(4);
     for (int i = 0; i < F::kNumbers; ++i) extras.number[i] = number(kOwnNumbers + i);
   }
   T x[n], w;
@@ -96,7 +98,8 @@ struct ComposedLoss {
 
   variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                          const Wants<kInputs>& wants) const {
-    return composed_gradients(g[0], loss, {saved[0], saved[1], saved[2], saved[3]}, saved[4], saved[5], wants);
+    return composed_gradients(g[0], loss, {saved[0], saved[1], saved[2], saved[3], saved[4]}, saved[5], saved[6],
+                              wants);
   }
   variable_list differentiable_backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                                         const Wants<kInputs>& wants) const {
@@ -114,8 +117,9 @@ Tensor composed_loss(const Loss& loss, const Inputs& in, const Tensor& weight, c
     at::AutoDispatchBelowADInplaceOrView below;
     result = value();
   }
-  if (torch::autograd::compute_requires_grad(in[0], in[1], in[2], in[3])) {
-    torch::autograd::set_history(result, record(ComposedLoss{loss}, in, {in[0], in[1], in[2], in[3], weight, numbers}));
+  if (torch::autograd::compute_requires_grad(in[0], in[1], in[2], in[3], in[4])) {
+    torch::autograd::set_history(result,
+                                 record(ComposedLoss{loss}, in, {in[0], in[1], in[2], in[3], in[4], weight, numbers}));
   }
   set_tangent(result, composed_tangent(loss, in, weight));
   return result;
@@ -143,32 +147,56 @@ Tensor composed_tangent(const Loss& loss, const Inputs& in, const Tensor& weight
   return reduced(sum_of_products(compose(loss, primals, weight, {}).d, tangents), loss.reduction, weight);
 }
 
-Tensor composed_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+namespace {
+
+// sigma, and its derivative by the argument that stands for it.
+template <class S>
+std::pair<Tensor, Tensor> sigma_as(const Loss& loss, const Tensor& given) {
+  using T = Elements<S>;
+  Extras<T> extras;
+  extras.transform = static_cast<int>(loss.transform);
+  if (!loss.numbers.empty()) {
+    extras.has_clamp = true;
+    extras.low = T(static_cast<S>(loss.numbers[3]));
+    extras.high = T(static_cast<S>(loss.numbers[4]));
+  }
+  const Spread<T> s = extras.spread(T(given), /*is_first=*/true);
+  return {s.sigma.tensor, s.d_sigma.tensor.defined() ? s.d_sigma.tensor : at::ones_like(given)};
+}
+std::pair<Tensor, Tensor> sigma_of(const Loss& loss, const Tensor& logvar) {
+  const Tensor given = widened(logvar);
+  return given.scalar_type() == at::kDouble ? sigma_as<double>(loss, given) : sigma_as<float>(loss, given);
+}
+
+}  // namespace
+
+Tensor composed_sample(const Loss& loss, const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                        const std::optional<at::Generator>& generator) {
   const Tensor m = widened(mu);
   const Tensor noise = eps.has_value() ? eps->to(m.scalar_type()) : torch_noise(mu, generator);
-  return (m + at::exp(0.5 * widened(logvar)) * noise).to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
+  return (m + sigma_of(loss, logvar).first * noise).to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
 }
 
-variable_list composed_sample_gradients(const Tensor& dz, const Tensor& mu, const Tensor& logvar, const Tensor& eps,
-                                        const Tensor& state, const Wants<3>& wants) {
+variable_list composed_sample_gradients(const Loss& loss, const Tensor& dz, const Tensor& mu, const Tensor& logvar,
+                                        const Tensor& eps, const Tensor& state, const Wants<3>& wants) {
   variable_list g(3);
   if (wants[0]) g[0] = mu.defined() ? dz.to(mu.scalar_type()) : dz;
-  const Tensor scaled = wants[1] || wants[2] ? widened(dz) * at::exp(0.5 * widened(logvar)) : Tensor();
+  if (!wants[1] && !wants[2]) return g;
+  const auto [sigma, d_sigma] = sigma_of(loss, logvar);
   if (wants[1]) {
-    const Tensor noise = eps.defined() ? eps.to(scaled.scalar_type()) : noise_of(logvar, state);
-    g[1] = (0.5 * scaled * noise).to(logvar.scalar_type());
+    const Tensor noise = eps.defined() ? eps.to(sigma.scalar_type()) : noise_of(logvar, state);
+    g[1] = (widened(dz) * (d_sigma * noise)).to(logvar.scalar_type());
   }
-  if (wants[2]) g[2] = scaled.to(eps.scalar_type());
+  if (wants[2]) g[2] = (widened(dz) * sigma).to(eps.scalar_type());
   return g;
 }
 
-Tensor composed_sample_tangent(const Tensor& mu, const Tensor& logvar, const Tensor& eps) {
+Tensor composed_sample_tangent(const Loss& loss, const Tensor& mu, const Tensor& logvar, const Tensor& eps) {
   const std::array<Tensor, 3> tangents = tangents_of(std::array<Tensor, 3>{mu, logvar, eps});
   if (!any_defined(tangents)) return {};
   const Tensor wide = wide_primal(logvar);
   const Wants<3> given{tangents[0].defined(), tangents[1].defined(), tangents[2].defined()};
-  return sum_of_products(composed_sample_gradients(at::ones_like(wide), {}, wide, wide_primal(eps), {}, given),
+  return sum_of_products(composed_sample_gradients(loss, at::ones_like(wide), {}, wide, wide_primal(eps), {}, given),
                          tangents);
 }
 

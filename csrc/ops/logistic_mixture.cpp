@@ -86,6 +86,8 @@ void check(const char* op, const Form& form, const Tensor& recon_x, const Tensor
   TORCH_CHECK_VALUE(form.reduce() != Reduction::channel && form.reduce() != Reduction::latent, op,
                     ": a mixture of logistics has one value for all channels of a pixel, and so no reduction "
                     "\"channel\"; use \"none\"");
+  TORCH_CHECK_VALUE(!is_sample(form.reduce()) || batch_dims(form.reduce()) <= form.dim, op, ": batch_dims is ",
+                    batch_dims(form.reduce()), ", but dimension ", form.dim, " is the channels', which have one value");
   if (!weight.defined()) return;
   check_weight(op, weight, "x", x);
   const int64_t from_end = x.dim() - form.dim;

@@ -13,12 +13,12 @@ namespace fastvae {
 namespace {
 
 struct Description {
-  const char* name;
+  const char *name, *op;
   const Argument* inputs;
   int count, numbers;
   bool counts, sparse;
 };
-#define FASTVAE_DESCRIPTION(F) {F::kName, F::kInputs, kInputsOf<F>, F::kNumbers, F::kCounts, F::kSparse},
+#define FASTVAE_DESCRIPTION(F) {F::kName, F::kOp, F::kInputs, kInputsOf<F>, F::kNumbers, F::kCounts, F::kSparse},
 constexpr Description kFormulas[] = {FASTVAE_FORMULAS(FASTVAE_DESCRIPTION)};
 #undef FASTVAE_DESCRIPTION
 
@@ -36,6 +36,12 @@ std::vector<std::string> formulas() {
 
 }  // namespace
 
+void check_numbers(const char* op, const Loss& loss, int64_t own, const Tensor& numbers) {
+  const int64_t given = numbers.defined() ? numbers.size(0) : static_cast<int64_t>(loss.numbers.size());
+  TORCH_CHECK_VALUE(given == kOwnNumbers + own || (given == 0 && own == 0), op, ": the formula has ", own,
+                    " numbers of its own, but got ", given, " in all");
+}
+
 void check_loss(const char* op, const Loss& loss, const Inputs& in, const Tensor& weight, const Tensor& numbers) {
   const Description& f = described(loss.formula);
   const Tensor& main = in[0];
@@ -49,7 +55,7 @@ void check_loss(const char* op, const Loss& loss, const Inputs& in, const Tensor
     check_batch(op, main_name, main);
   }
   for (int i = 1; i < f.count; ++i) {
-    const auto& [name, role] = f.inputs[i];
+    const auto& [name, role, is_logvar] = f.inputs[i];
     const Tensor& t = in[i];
     if (role == kMain) continue;
     if (role == kData) {
@@ -75,9 +81,9 @@ void check_loss(const char* op, const Loss& loss, const Inputs& in, const Tensor
   if (weight.defined()) check_weight(op, weight, main_name, main);
   TORCH_CHECK_VALUE(loss.reduction != Reduction::channel || main.dim() > 1, op,
                     ": reduction=\"channel\" needs dimension 1, but ", main_name, "'s shape is ", main.sym_sizes());
-  const int64_t given = numbers.defined() ? numbers.size(0) : static_cast<int64_t>(loss.numbers.size());
-  TORCH_CHECK_VALUE(given == kOwnNumbers + f.numbers || (given == 0 && f.numbers == 0), op, ": ", f.name, " has ",
-                    f.numbers, " numbers of its own, but got ", given);
+  TORCH_CHECK_VALUE(!is_sample(loss.reduction) || batch_dims(loss.reduction) <= main.dim(), op, ": batch_dims is ",
+                    batch_dims(loss.reduction), ", but ", main_name, "'s shape is ", main.sym_sizes());
+  check_numbers(op, loss, f.numbers, numbers);
 }
 
 namespace {
@@ -89,12 +95,15 @@ struct Objective {
   bool is_pair() const { return kl.loss.formula >= 0; }
   const char* op() const {
     if (is_pair()) return "fastvae.vae_loss";
-    return described(main.loss.formula).inputs[1].role == kMain ? "fastvae.kl_normal" : "fastvae.reconstruction_loss";
+    return described(main.loss.formula).op;
   }
-  std::array<Tensor, 6> inputs() const { return {main.in[0], main.in[1], main.in[2], main.in[3], kl.in[0], kl.in[1]}; }
+  // A formula with five inputs has no KL beside it: its fifth has the place of mu.
+  std::array<Tensor, 6> inputs() const {
+    return {main.in[0], main.in[1], main.in[2], main.in[3], is_pair() ? kl.in[0] : main.in[4], kl.in[1]};
+  }
   void want(const Wants<6>& wants) {
-    std::copy_n(wants.begin(), 4, main.wants.begin());
-    std::copy_n(wants.begin() + 4, 2, kl.wants.begin());
+    std::copy_n(wants.begin(), is_pair() ? 4 : 5, main.wants.begin());
+    if (is_pair()) std::copy_n(wants.begin() + 4, 2, kl.wants.begin());
   }
 };
 
@@ -109,22 +118,25 @@ struct Objective {
       Numbers kl_numbers, const OptionalTensor &beta_tensor
 #define FASTVAE_ARGUMENTS a, b, mu, logvar, loss, kl, beta, c, d, weight, numbers, kl_numbers, beta_tensor
 // The same for one term.
-#define FASTVAE_SCHEMA_OF_ONE(numbers) \
-  "Tensor a, Tensor b, int loss, Tensor? c=None, Tensor? d=None, Tensor? weight=None, " numbers " numbers=None"
+#define FASTVAE_SCHEMA_OF_ONE(numbers)                                                          \
+  "Tensor a, Tensor b, int loss, Tensor? c=None, Tensor? d=None, Tensor? weight=None, " numbers \
+  " numbers=None, "                                                                             \
+  "Tensor? e=None"
 #define FASTVAE_PARAMETERS_OF_ONE(Numbers)                                                          \
   const Tensor &a, const Tensor &b, int64_t loss, const OptionalTensor &c, const OptionalTensor &d, \
-      const OptionalTensor &weight, Numbers numbers
-#define FASTVAE_ARGUMENTS_OF_ONE a, b, loss, c, d, weight, numbers
+      const OptionalTensor &weight, Numbers numbers, const OptionalTensor &e
+#define FASTVAE_ARGUMENTS_OF_ONE a, b, loss, c, d, weight, numbers, e
 #define FASTVAE_WITHOUT_KL \
-  a, b, {}, {}, loss, -1, 1, c, d, weight, numbers, {}, {}
+  a, b, e, {}, loss, -1, 1, c, d, weight, numbers, {}, {}
 
 Objective objective_of(FASTVAE_PARAMETERS(Numbers)) {
   Objective o;
   o.main.in = {a, b, or_undefined(c), or_undefined(d)};
   o.main.weight = or_undefined(weight);
   o.main.loss = loss_of(loss, numbers);
-  o.kl.in = {or_undefined(mu), or_undefined(logvar), Tensor(), Tensor()};
   o.kl.loss = loss_of(kl, kl_numbers);
+  (o.is_pair() ? o.kl.in[0] : o.main.in[4]) = or_undefined(mu);
+  o.kl.in[1] = or_undefined(logvar);
   o.kl.factor = beta;
   o.kl.factor_at = or_undefined(beta_tensor);
   return o;
@@ -156,7 +168,7 @@ void check_beta(const OptionalTensor& beta) {
 // ---- On the devices, and Meta.
 
 std::vector<Tensor> listed(const Pass& main, const Pass& kl) {
-  return defined_only({main.d[0], main.d[1], main.d[2], main.d[3], kl.d[0], kl.d[1]});
+  return defined_only({main.d[0], main.d[1], main.d[2], main.d[3], main.d[4], kl.d[0], kl.d[1]});
 }
 
 // The value, or (loss, recon, kl); and gradients of the first.
@@ -266,7 +278,7 @@ struct LossNode {
     const bool in_kernel = g.size() == 1 || (g[0].defined() && !g[2].defined() && !lifted);
     const auto [g_main, g_kl] = in_kernel && g.size() > 1 ? std::pair(sum(g[0], g[1]), g[0]) : upstream(g, saved);
     Wants<kInputs> made = wants;
-    for (int i = 0; i < kInputs; ++i) made[i] = wants[i] && (i < 4 ? g_main : g_kl).defined();
+    for (int i = 0; i < kInputs; ++i) made[i] = wants[i] && (i < 4 || kl.formula < 0 ? g_main : g_kl).defined();
     return placed(
         op.call(made, optional(g_main), optional(g_kl), saved[0], saved[1], optional(saved[4]), optional(saved[5]),
                 main.code, kl.code, in_kernel ? beta : 1, optional(saved[2]), optional(saved[3]),
@@ -277,19 +289,21 @@ struct LossNode {
     const auto [g_main, g_kl] = upstream(g, saved);
     variable_list all(kInputs);
     if (g_main.defined()) {
-      const auto d = composed_gradients(g_main, main, {saved[0], saved[1], saved[2], saved[3]}, saved[kWeight],
-                                        saved[kNumbers], {wants[0], wants[1], wants[2], wants[3]});
-      std::copy_n(d.begin(), 4, all.begin());
+      const auto d = composed_gradients(g_main, main, inputs_of(saved), saved[kWeight], saved[kNumbers],
+                                        {wants[0], wants[1], wants[2], wants[3], kl.formula < 0 && wants[4]});
+      std::copy_n(d.begin(), kl.formula < 0 ? 5 : 4, all.begin());
     }
     if (g_kl.defined()) {
-      const auto d = composed_gradients(g_kl, kl, {saved[4], saved[5], Tensor(), Tensor()}, {}, saved[kKlNumbers],
-                                        {wants[4], wants[5]});
+      const auto d = composed_gradients(g_kl, kl, {saved[4], saved[5]}, {}, saved[kKlNumbers], {wants[4], wants[5]});
       std::copy_n(d.begin(), 2, all.begin() + 4);
     }
     return all;
   }
 
  private:
+  Inputs inputs_of(const Saved& saved) const {
+    return {saved[0], saved[1], saved[2], saved[3], kl.formula < 0 ? saved[4] : Tensor()};
+  }
   // The gradients that reach the two terms, from that of the value or those of (loss, recon, kl).
   std::pair<Tensor, Tensor> upstream(const variable_list& g, const Saved& saved) const {
     if (g.size() == 1) return {g[0], Tensor()};

@@ -40,7 +40,8 @@ Pass prepare(const PassCall& call) {
   // Noise belongs to elements in their logical order; all else may go by memory.
   const bool draws = sample && !call.eps.defined();
   const auto order =
-      draws ? std::vector<int64_t>() : memory_order({call.in[0], call.in[1], call.dz}, reduction == Reduction::sample);
+      draws ? std::vector<int64_t>()
+            : memory_order({call.in[0], call.in[1], call.dz}, is_sample(reduction) ? batch_dims(reduction) : 0);
   const auto view = [&](const Tensor& t) { return view_of(t, like, order); };
   PassArgs& args = pass.args;
   args.numel = like.numel();
@@ -55,6 +56,12 @@ Pass prepare(const PassCall& call) {
   args.noise = call.noise;
   args.d_eps = view(pass.d_eps);
   args.formula = static_cast<int>(loss.formula);
+  args.transform = static_cast<int>(loss.transform);
+  if (!loss.numbers.empty()) {
+    args.low = loss.numbers[3];
+    args.high = loss.numbers[4];
+    args.has_clamp = std::isfinite(args.low) || std::isfinite(args.high);
+  }
   if (loss.formula < 0) return pass;
 
   args.may_be_kept = !sample && is_scalar(reduction);
@@ -70,7 +77,6 @@ Pass prepare(const PassCall& call) {
     args.scale = call.factor;
   }
   if (args.sums.data == nullptr) args.value = view(unreduced(pass.value, reduction, like));
-  args.activation = static_cast<int>(loss.activation);
   if (!loss.numbers.empty()) {
     args.constant = loss.numbers[0];
     args.x_scale = loss.numbers[1];

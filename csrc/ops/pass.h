@@ -16,15 +16,15 @@ using Inputs = std::array<Tensor, kMaxInputs>;
 
 // What decides a loss beside its tensors.
 struct Loss {
-  int64_t code = -1;     // the next three in one (loss.h)
-  int64_t formula = -1;  // its place in formulas/list.h; -1: none
-  int64_t activation = 0;
+  int64_t code = -1;      // the next three in one (loss.h)
+  int64_t formula = -1;   // its place in formulas/list.h; -1: none
+  int64_t transform = 0;  // Activation or Scale
   Reduction reduction = Reduction::sum;
-  // The constant added to each value, the scale of the data, the least value (free bits), then the formula's own
-  // numbers; empty where all are the identity.
+  // The constant added to each value, the scale of the data, the least value (free bits), the least and the highest
+  // logvar, then the formula's own numbers; empty where all are the identity.
   std::vector<double> numbers;
 };
-constexpr int kOwnNumbers = 3;  // where the formula's own begin
+constexpr int kOwnNumbers = 5;  // where the formula's own begin
 
 struct PassCall {
   Inputs in;  // in the formula's order; undefined where the formula has fewer

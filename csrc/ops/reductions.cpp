@@ -31,11 +31,10 @@ at::ScalarType result_type(const Tensor& like) { return like.scalar_type() == at
 
 Tensor empty_result(Reduction r, const Tensor& like) {
   const auto options = like.options().dtype(result_type(like));
+  if (is_sample(r)) return at::empty_symint(like.sym_sizes().slice(0, batch_dims(r)), options);
   switch (r) {
     case Reduction::none:
       return at::empty_like(like, options);
-    case Reduction::sample:
-      return at::empty_symint({like.sym_size(0)}, options);
     case Reduction::channel:
       return at::empty_symint({like.sym_size(1)}, options);
     case Reduction::latent:
@@ -48,19 +47,22 @@ Tensor empty_result(Reduction r, const Tensor& like) {
 Tensor unreduced(const Tensor& result, Reduction r, const Tensor& like) {
   if (!result.defined() || r == Reduction::none || r == Reduction::latent || is_scalar(r)) return result;
   std::vector<c10::SymInt> shape(like.dim(), 1);
-  const int64_t kept = r == Reduction::sample ? 0 : 1;
-  shape[kept] = like.sym_size(kept);
+  if (is_sample(r)) {
+    for (int64_t d = 0; d < batch_dims(r); ++d) shape[d] = like.sym_size(d);
+  } else {
+    shape[1] = like.sym_size(1);
+  }
   return result.reshape_symint(shape);
 }
 
 Sums sums_of(const Tensor& result, Reduction r, const Tensor& like) {
   Sums sums;
   sums.divisor = divisor_value(r, like);
-  if (!result.defined() || !(is_scalar(r) || r == Reduction::sample)) return sums;
+  if (!result.defined() || !(is_scalar(r) || is_sample(r))) return sums;
   sums.data = result.data_ptr();
   sums.float64 = result.scalar_type() == at::kDouble;
-  if (r == Reduction::sample) {
-    sums.count = like.size(0);
+  if (is_sample(r)) {
+    sums.count = result.numel();
     sums.event = sums.count > 0 ? like.numel() / sums.count : 0;
   }
   return sums;
@@ -70,7 +72,7 @@ Tensor spread(const Tensor& g, Reduction r, const Tensor& like, const Tensor& we
   const Tensor factor = unreduced(g, r, like);
   if (const Tensor sum = weight_sum(r, weight, like); sum.defined())
     return at::div(factor, sum).to(factor.scalar_type());
-  if (r == Reduction::sum || r == Reduction::none || r == Reduction::sample) return factor;
+  if (r == Reduction::sum || r == Reduction::none || is_sample(r)) return factor;
   return at::div(factor, at::Scalar(divisor(r, like)));
 }
 
@@ -78,7 +80,7 @@ Tensor reduced(const Tensor& value, Reduction r, const Tensor& weight) {
   if (!value.defined() || r == Reduction::none) return value;
   std::vector<int64_t> over;
   for (int64_t d = 0; d < value.dim(); ++d) {
-    const bool kept = r == Reduction::sample    ? d == 0
+    const bool kept = is_sample(r)              ? d < batch_dims(r)
                       : r == Reduction::channel ? d == 1
                                                 : r == Reduction::latent && d > 0;
     if (!kept) over.push_back(d);
@@ -86,7 +88,7 @@ Tensor reduced(const Tensor& value, Reduction r, const Tensor& weight) {
   const Tensor sum = over.empty() ? value : value.sum(over);
   if (const Tensor weights = weight_sum(r, weight, value); weights.defined())
     return at::div(sum, weights).to(value.scalar_type());
-  if (r == Reduction::sum || r == Reduction::sample) return sum;
+  if (r == Reduction::sum || is_sample(r)) return sum;
   return at::div(sum, at::Scalar(divisor(r, value)));
 }
 

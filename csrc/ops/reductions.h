@@ -9,7 +9,10 @@ namespace fastvae {
 
 using at::Tensor;
 
+// `sample` + 8 k keeps k dimensions more than the first.
 enum class Reduction : int64_t { sum, batchmean, mean, sample, none, latent, channel };
+inline bool is_sample(Reduction r) { return static_cast<int64_t>(r) % 8 == static_cast<int64_t>(Reduction::sample); }
+inline int64_t batch_dims(Reduction r) { return static_cast<int64_t>(r) / 8 + 1; }
 
 inline bool is_scalar(Reduction r) { return r == Reduction::sum || r == Reduction::batchmean || r == Reduction::mean; }
 // What the sums are divided by, but for the sum of the weights.

@@ -14,12 +14,14 @@ const char* op_of(int64_t loss) { return loss < 0 ? "fastvae.reparameterize" : "
 // ---- On the devices, and Meta.
 
 PassCall call_of(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                 const OptionalTensor& eps, const std::optional<at::Generator>& generator, int64_t loss) {
+                 const OptionalTensor& eps, const std::optional<at::Generator>& generator, int64_t loss,
+                 Numbers numbers) {
   PassCall call;
   call.in = {mu, logvar, or_undefined(mu_p), or_undefined(logvar_p)};
-  call.loss = loss_of(loss);
+  call.loss = loss_of(loss, numbers);
   if (loss < 0) {
     check_posterior(op_of(loss), mu, logvar);
+    check_numbers(op_of(loss), call.loss, 0);
   } else {
     check_loss(op_of(loss), call.loss, call.in, {});
   }
@@ -33,8 +35,8 @@ PassCall call_of(const Tensor& mu, const Tensor& logvar, const OptionalTensor& m
 // z, the KL divergence (nothing without a formula) and the state of the noise.
 std::tuple<Tensor, Tensor, Tensor> draw_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, std::optional<at::Generator> generator,
-                                               int64_t loss, int64_t /*draw*/) {
-  PassCall call = call_of(mu, logvar, mu_p, logvar_p, std::nullopt, generator, loss);
+                                               int64_t loss, int64_t /*draw*/, Numbers numbers) {
+  PassCall call = call_of(mu, logvar, mu_p, logvar_p, std::nullopt, generator, loss, numbers);
   const Draw drawn = draw(mu, generator);
   call.noise = drawn.noise;
   const Pass pass = run(call);
@@ -43,8 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> draw_sample(const Tensor& mu, const Tensor& l
 
 std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                          const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                         std::optional<at::Generator> generator, int64_t loss) {
-  PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss);
+                                         std::optional<at::Generator> generator, int64_t loss, Numbers numbers) {
+  PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss, numbers);
   Draw drawn;
   if (!eps.has_value()) drawn = draw(mu, generator);
   call.noise = drawn.noise;
@@ -53,18 +55,19 @@ std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar,
 }
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                      std::optional<at::Generator> generator) {
-  return std::get<0>(sample_and_kl(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1));
+                      std::optional<at::Generator> generator, int64_t loss, Numbers numbers) {
+  return std::get<0>(sample_and_kl(mu, logvar, std::nullopt, std::nullopt, eps, generator, loss, numbers));
 }
 
 // Gradients of mu, logvar, mu_p, logvar_p and eps, from those of z and kl, one of which may be absent.
 std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dkl, const OptionalTensor& mu,
                               const Tensor& logvar, const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
                               const OptionalTensor& eps, const OptionalTensor& state, int64_t loss,
-                              std::array<bool, 5> wants) {
+                              std::array<bool, 5> wants, Numbers numbers) {
   PassCall call;
   call.in = {or_undefined(mu), logvar, or_undefined(mu_p), or_undefined(logvar_p)};
-  call.loss = loss_of(dkl.has_value() ? loss : -1);
+  call.loss = loss_of(loss, numbers);
+  if (!dkl.has_value()) call.loss.formula = -1;
   call.upstream = or_undefined(dkl);
   call.dz = or_undefined(dz);
   call.eps = or_undefined(eps);
@@ -78,18 +81,19 @@ std::vector<Tensor> gradients(const OptionalTensor& dz, const OptionalTensor& dk
 // For ONNX, and on devices without kernels.
 std::tuple<Tensor, Tensor> sample_and_kl_composed(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                   const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                                  std::optional<at::Generator> generator, int64_t loss) {
-  const PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss);
+                                                  std::optional<at::Generator> generator, int64_t loss,
+                                                  Numbers numbers) {
+  const PassCall call = call_of(mu, logvar, mu_p, logvar_p, eps, generator, loss, numbers);
   // Widened once, so that the two gradients of a 16-bit tensor are added before they are rounded.
   Inputs wide;
   for (int i = 0; i < kMaxInputs; ++i) wide[i] = call.in[i].defined() ? widened(call.in[i]) : Tensor();
-  const Tensor z =
-      composed_sample(wide[0], wide[1], eps, generator).to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
+  const Tensor z = composed_sample(call.loss, wide[0], wide[1], eps, generator)
+                       .to(c10::promoteTypes(mu.scalar_type(), logvar.scalar_type()));
   return {z, loss < 0 ? Tensor() : composed_loss(call.loss, wide, {}, {})};
 }
 Tensor reparameterize_composed(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                               std::optional<at::Generator> generator) {
-  return std::get<0>(sample_and_kl_composed(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1));
+                               std::optional<at::Generator> generator, int64_t loss, Numbers numbers) {
+  return std::get<0>(sample_and_kl_composed(mu, logvar, std::nullopt, std::nullopt, eps, generator, loss, numbers));
 }
 
 // ---- Autograd.
@@ -98,7 +102,7 @@ struct Sample {
   static constexpr const char* kName = "FastvaeSampleBackward";
   static constexpr int kInputs = 5, kSaved = 6;  // mu, logvar, mu_p, logvar_p, eps; and the state
   Loss loss;
-  auto options() const { return std::make_tuple(loss.code); }
+  auto options() const { return std::make_tuple(loss.code, loss.numbers); }
 
   variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                          const Wants<kInputs>& wants) const {
@@ -112,7 +116,7 @@ struct Sample {
     variable_list all(kInputs);
     if (made != Wants<kInputs>{}) {
       all = placed(op.call(optional(dz), optional(dkl), optional(saved[0]), saved[1], optional(saved[2]),
-                           optional(saved[3]), optional(saved[4]), optional(saved[5]), loss.code, made),
+                           optional(saved[3]), optional(saved[4]), optional(saved[5]), loss.code, made, loss.numbers),
                    made);
     }
     if (wants[0] && !made[0]) all[0] = dz;
@@ -126,7 +130,7 @@ struct Sample {
     };
     if (g[0].defined()) {
       const auto d =
-          composed_sample_gradients(g[0], saved[0], saved[1], saved[4], saved[5], {wants[0], wants[1], wants[4]});
+          composed_sample_gradients(loss, g[0], saved[0], saved[1], saved[4], saved[5], {wants[0], wants[1], wants[4]});
       add(0, d[0]);
       add(1, d[1]);
       add(4, d[2]);
@@ -144,7 +148,8 @@ struct Sample {
 template <class Op>
 std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, OptionalTensor eps,
-                                               std::optional<at::Generator> generator, int64_t loss, Op value_op) {
+                                               std::optional<at::Generator> generator, int64_t loss, Numbers numbers,
+                                               Op value_op) {
   static const auto draw_op = find_op<decltype(draw_sample)>("fastvae::_draw_sample");
   if (!eps.has_value() && (is_transformed(mu) || is_transformed(logvar) || is_transformed(or_undefined(mu_p)) ||
                            is_transformed(or_undefined(logvar_p)))) {
@@ -158,13 +163,13 @@ std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& l
   {
     at::AutoDispatchBelowADInplaceOrView below;
     if (!eps.has_value() && (differentiate || is_traced(mu))) {
-      std::tie(z, kl, state) = draw_op.call(mu, logvar, mu_p, logvar_p, generator, loss, next_draw(mu));
+      std::tie(z, kl, state) = draw_op.call(mu, logvar, mu_p, logvar_p, generator, loss, next_draw(mu), numbers);
       if (loss < 0) kl = Tensor();
     } else {
       std::tie(z, kl) = value_op(eps, generator);
     }
   }
-  const Loss of_kl = loss_of(loss);
+  const Loss of_kl = loss_of(loss, numbers);
   if (differentiate) {
     // Without a formula mu is not needed in the backward pass.
     const auto node =
@@ -172,51 +177,58 @@ std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& l
     torch::autograd::set_history(z, node);
     if (kl.defined()) torch::autograd::set_history(kl, node);
   }
-  set_tangent(z, composed_sample_tangent(mu, logvar, inputs[4]));
+  set_tangent(z, composed_sample_tangent(of_kl, mu, logvar, inputs[4]));
   if (kl.defined()) set_tangent(kl, composed_tangent(of_kl, {mu, logvar, inputs[2], inputs[3]}, {}));
   return {z, kl};
 }
 
 std::tuple<Tensor, Tensor> sample_and_kl_autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                   const OptionalTensor& logvar_p, const OptionalTensor& eps,
-                                                  std::optional<at::Generator> generator, int64_t loss) {
+                                                  std::optional<at::Generator> generator, int64_t loss,
+                                                  Numbers numbers) {
   static const auto op = find_op<decltype(sample_and_kl)>("fastvae::sample_and_kl");
-  return sample_with_history(mu, logvar, mu_p, logvar_p, eps, generator, loss,
+  return sample_with_history(mu, logvar, mu_p, logvar_p, eps, generator, loss, numbers,
                              [&](const OptionalTensor& e, const std::optional<at::Generator>& from) {
-                               return op.call(mu, logvar, mu_p, logvar_p, e, from, loss);
+                               return op.call(mu, logvar, mu_p, logvar_p, e, from, loss, numbers);
                              });
 }
 
 Tensor reparameterize_autograd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                               std::optional<at::Generator> generator) {
+                               std::optional<at::Generator> generator, int64_t loss, Numbers numbers) {
   static const auto op = find_op<decltype(reparameterize)>("fastvae::reparameterize");
-  return std::get<0>(sample_with_history(mu, logvar, std::nullopt, std::nullopt, eps, generator, -1,
+  return std::get<0>(sample_with_history(mu, logvar, std::nullopt, std::nullopt, eps, generator, loss, numbers,
                                          [&](const OptionalTensor& e, const std::optional<at::Generator>& from) {
-                                           return std::make_tuple(op.call(mu, logvar, e, from), Tensor());
+                                           return std::make_tuple(op.call(mu, logvar, e, from, loss, numbers),
+                                                                  Tensor());
                                          }));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvae, m) {
-  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor", kRandom);
+  m.def(
+      "reparameterize(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None, int loss=-1, "
+      "float[]? numbers=None) -> Tensor",
+      kRandom);
   m.def(
       "sample_and_kl(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? eps, Generator? generator, "
-      "int loss) -> (Tensor z, Tensor kl)",
+      "int loss, float[]? numbers=None) -> (Tensor z, Tensor kl)",
       kRandom);
   m.def(
       "_draw_sample(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Generator? generator, int loss, "
-      "int draw) -> (Tensor z, Tensor kl, Tensor state)",
+      "int draw, float[]? numbers=None) -> (Tensor z, Tensor kl, Tensor state)",
       kRandom);
   m.def(
       "_sample_gradients(Tensor? dz, Tensor? dkl, Tensor? mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, "
-      "Tensor? eps, Tensor? state, int loss, bool[5] wants) -> Tensor[]",
+      "Tensor? eps, Tensor? state, int loss, bool[5] wants, float[]? numbers=None) -> Tensor[]",
       kPure);
-  m.def("reparameterize_composed(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None) -> Tensor",
-        reparameterize_composed, kRandom);
+  m.def(
+      "reparameterize_composed(Tensor mu, Tensor logvar, Tensor? eps=None, Generator? generator=None, int loss=-1, "
+      "float[]? numbers=None) -> Tensor",
+      reparameterize_composed, kRandom);
   m.def(
       "sample_and_kl_composed(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? eps, Generator? "
-      "generator, int loss) -> (Tensor z, Tensor kl)",
+      "generator, int loss, float[]? numbers=None) -> (Tensor z, Tensor kl)",
       sample_and_kl_composed, kRandom);
   implement(m, "reparameterize", reparameterize);
   implement_elsewhere(m, "reparameterize", reparameterize_composed);

@@ -74,7 +74,7 @@ View ordered(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides, at
 
 }  // namespace
 
-std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch) {
+std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, int64_t kept) {
   for (const Tensor& t : operands) {
     if (!t.defined()) continue;
     if (t.is_contiguous()) return {};
@@ -83,7 +83,7 @@ std::vector<int64_t> memory_order(at::ArrayRef<Tensor> operands, bool keep_batch
     if (expanded) continue;
     std::vector<int64_t> order(t.dim());
     for (int64_t d = 0; d < t.dim(); ++d) order[d] = d;
-    std::stable_sort(order.begin() + (keep_batch ? 1 : 0), order.end(),
+    std::stable_sort(order.begin() + kept, order.end(),
                      [&](int64_t i, int64_t j) { return t.stride(i) > t.stride(j); });
     return order;
   }

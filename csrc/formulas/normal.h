@@ -1,0 +1,53 @@
+// The density of a Gaussian at a sample, and the KL divergence's estimate from one sample.
+#pragma once
+
+#include "formula.h"
+
+FASTVAE_NAMESPACE_BEGIN
+
+// log N(z; mu, e^l) = -(l + t^2 + log(2 pi)) / 2 with t = (z - mu) e^(-l/2).
+struct NormalLogProb : Formula {
+  static constexpr const char *kName = "normal_log_prob", *kOp = "fastvae.normal_log_prob";
+  static constexpr Argument kInputs[] = {{"z", kMain}, {"mu", kParameter}, {"logvar", kParameter, true}};
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
+    using S = ScalarOf<T>;
+    const T half = T(S(0.5)), delta = in[0] - in[1];
+    // Never delta^2 first, which overflows; nor 0 times infinity.
+    const T pull = select(delta == T(0), delta, delta * exponential(-in[2])), square = delta * pull;
+    return {-half * ((in[2] + T(S(1.8378770664093454836))) + square), {-pull, pull, half * (square - T(1))}};
+  }
+};
+
+// log N(z; mu, e^l) - log N(z; mu_p, e^p) = ((t_p - t)(t_p + t) - d) / 2 with d = l - p, t = (z - mu) e^(-l/2) and t_p
+// = (z - mu_p) e^(-p/2). From differences, since near the prior the two densities cancel: t_p - t = e^(-p/2) (mu - mu_p
+// - (z - mu)(e^(-d/2) - 1)).
+struct KlOneSample : Formula {
+  static constexpr const char *kName = "kl_one_sample", *kOp = "fastvae.kl_one_sample";
+  static constexpr Argument kInputs[] = {{"z", kMain},
+                                         {"mu", kParameter},
+                                         {"logvar", kParameter, true},
+                                         {"mu_p", kParameter},
+                                         {"logvar_p", kParameter, true}};
+  static constexpr bool kUsesDifference = true;
+
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 5> at(const T (&in)[5], const T*) {
+    return of_difference(in, in[2] - in[4]);
+  }
+  template <class T>
+  static FASTVAE_INLINE Terms<T, 5> of_difference(const T (&in)[5], T d) {
+    using S = ScalarOf<T>;
+    const T half = T(S(0.5)), delta = in[0] - in[1];
+    const T apart = exp_parts(-half * d).expm1;
+    const T precision_p = exponential(-half * in[4]), precision = exponential(-half * in[2]);
+    const T t = delta * precision, t_p = (in[0] - in[3]) * precision_p;
+    const T difference = precision_p * ((in[1] - in[3]) - delta * apart);
+    const T pull = t * precision, pull_p = t_p * precision_p;
+    return {half * (difference * (t_p + t) - d),
+            {precision_p * (difference - t * apart), pull, half * (t * t - T(1)), -pull_p, half * (T(1) - t_p * t_p)}};
+  }
+};
+
+FASTVAE_NAMESPACE_END
