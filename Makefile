@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results docs pictures verify sdist-check clean
 
 build: $(VENV)/.built
 
@@ -89,9 +89,16 @@ gpu:
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave
 
-# Pages, pictures and the README's section on speed, from benchmarks/results/*/results.json.
+# Pages, pictures, docs/speed.md and the README's table, from benchmarks/results/*/results.json.
 results: build
 	$(BIN)/python benchmarks/publish.py
+
+docs: build
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+
+# What the demo and the examples draw, for the gallery: some minutes.
+pictures: build
+	$(BIN)/python docs/pictures.py
 
 lint: build
 	$(BIN)/ruff check .
@@ -115,4 +122,4 @@ sdist-check: build
 	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
 
 clean:
-	rm -rf build dist *.egg-info fastvae/_C.* $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation
+	rm -rf build dist *.egg-info docs/api docs/results docs/changelog.md docs/method.md fastvae/_C.* $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation

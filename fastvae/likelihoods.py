@@ -1,4 +1,4 @@
-"""What ``likelihood`` may be beside a name: frozen dataclasses, with each likelihood's formula in plain PyTorch.
+"""What ``likelihood`` may be beside a name: frozen dataclasses, with each likelihood's formula in plain PyTorch::
 
     loss = reconstruction_loss(recon_x, x, likelihood=Laplace(log_scale))  # log_scale may want a gradient
     picture = Laplace(log_scale).sample(recon_x)
@@ -8,6 +8,7 @@ Values are in nats; additive constants are left out, as in torch's own functions
 
 * ``x_scale``: x is multiplied by it first (1/255 for images in uint8). `mean` and `sample` are in units of ``x_scale * x``.
 * ``activation``, where recon_x is a mean: "sigmoid" or "tanh", if recon_x is the decoder's output before it.
+* In the formulas delta is the mean less x.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ from torch import Generator, Tensor
 from torch.utils import _pytree
 
 from fastvae._ops import ops
+
+__all__ = [
+    "L1",
+    "Bernoulli",
+    "Charbonnier",
+    "ContinuousBernoulli",
+    "Gaussian",
+    "Huber",
+    "Laplace",
+    "Likelihood",
+    "LogisticMixture",
+    "NegativeBinomial",
+    "Poisson",
+    "SquaredError",
+    "StudentT",
+    "optimal_gaussian",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +368,7 @@ class LogisticMixture(Likelihood):
     of x: nats a dimension.
 
     Args:
-        components: K.
+        components: the number K of logistics.
         channel_dim: where the channels are, in recon_x and in x: 1, or -1 for [B, H, W, 10 K].
         bins: how many values a pixel has, 2^bits.
         x_range: the least and the largest of them, as x has them: (0, 1), or (0, 255) for images in uint8. In the formula, and so

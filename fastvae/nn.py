@@ -96,6 +96,7 @@ class VAELoss(nn.Module):
     def forward(
         self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor | None = None
     ) -> VAELossOutput:
+        """`fastvae.vae_loss` with the module's options."""
         likelihood = self.likelihood
         if self._tensors and isinstance(likelihood, Likelihood):
             # The module's may be other tensors by now: moved, loaded, or functional_call's.
@@ -147,6 +148,7 @@ class Reparameterize(nn.Module):
         self.eval_mode, self.scale, self.clamp = eval_mode, scale, clamp
 
     def forward(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        """A sample, or mu."""
         if not self.training and self.eval_mode == "mean":
             return mu
         return reparameterize(mu, logvar, scale=self.scale, clamp=self.clamp)
@@ -203,6 +205,7 @@ class GaussianHead(nn.Module):
         self.scale, self.eps, self.soft_clamp, self.dim = scale, eps, soft_clamp, dim
 
     def forward(self, parameters: Tensor) -> DiagonalGaussian:
+        """The posterior that these parameters stand for."""
         packed = DiagonalGaussian(parameters, clamp=None, dim=self.dim)
         mean, raw = packed.mean, packed.logvar
         r = raw.to(torch.promote_types(raw.dtype, torch.float32))

@@ -85,7 +85,7 @@ def aggregate_posterior(
     * ``"stratified"``: z_i's own posterior weighs 1/N, each other one (N - 1) / (N (B - 1)), so that the others stand for the rest
       of the data. It is what the paper derives as MSS. (The matrix of weights in its authors' code, and in projects
       that took it over, has the own weight in the first column instead of on the diagonal:
-      `fastvae.recipes.log_weight_of_beta_tcvae`.)
+      `fastvae.recipes.first_column_log_weight`.)
     * ``"weighted"``: each weighs 1 / (N B) (MWS): log q(z) is low by up to log B.
 
     Args:

@@ -33,7 +33,10 @@ class DiagonalGaussian:
         deterministic: the point ``mean``: ``std`` and ``var`` are 0, ``sample`` is ``mode``, and ``kl`` and ``nll`` are 0.
 
     Attributes:
-        mean, logvar (clamped), std, var: ``[B, ...]``, in the parameters' dtype.
+        mean: ``[B, ...]``, in the parameters' dtype, as are the others.
+        logvar: natural logarithm of the variance, clamped.
+        std: exp(logvar / 2).
+        var: exp(logvar).
         parameters: mean and logvar, packed; as they were given, if they were.
 
     Raises:

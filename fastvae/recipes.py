@@ -1,7 +1,7 @@
 """The objectives of well-known projects, as arguments of `fastvae.vae_loss`, and what their beta amounts to.
 
 In what follows SSE, L1, BCE and KL are sums over a batch of B samples: of the squared errors, the absolute errors, the binary
-cross-entropies, and the KL divergences from N(0, 1). Every objective of a squared error can be written as a constant times
+cross-entropies, and the KL divergences from N(0, 1). Every objective of a squared error can be written as a constant times::
 
     0.5 * SSE / B + beta_eff * KL / B.
 

@@ -31,6 +31,7 @@ CPU_ALONE = {
     "test_determinism",
     "test_devices",
     "test_distributed",
+    "test_docs",
     "test_elementary",
     "test_examples",
     "test_gpu",
