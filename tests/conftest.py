@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from typing import Any
 
 # Its cache of traced programs knows our ops by name alone, and would go on with how they were composed before a change.
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
@@ -12,6 +14,9 @@ import torch
 from hypothesis import settings
 
 pytest.register_assert_rewrite("accuracy")
+
+# How many tests do not run, by the reason. Of each a line "skipped" would fill the screen.
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 # The same examples in every run, so that a failure belongs to the change that it appears with.
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=150)
@@ -69,21 +74,38 @@ def is_of_the_cpu(item: pytest.Item) -> bool:
     return item.path.stem in CPU_ALONE or parameters.get("device") == "cpu"
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m: only what was asked for is counted
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    skips = []
-    if not config.getoption("--slow"):
-        skips.append(("slow", pytest.mark.skip(reason="slow: run with --slow")))
     reason = no_cuda()
-    if reason and config.getoption("--device") != "cpu":
-        raise pytest.UsageError(f"--device {config.getoption('--device')}: {reason}")
-    if reason:
-        skips.append(("cuda", pytest.mark.skip(reason=reason)))
     if config.getoption("--device") != "cpu":
+        if reason:
+            raise pytest.UsageError(f"--device {config.getoption('--device')}: {reason}")
         items[:] = [item for item in items if not is_of_the_cpu(item)]
+    markers = {"cuda": f"they wait for a GPU ({reason})"} if reason else {}
+    if not config.getoption("--slow"):
+        markers["slow"] = "slow (--slow runs them)"
+    kept, left_out = [], Counter[str]()
     for item in items:
-        for name, skip in skips:
-            if item.get_closest_marker(name):
-                item.add_marker(skip)
+        marker = next((name for name in markers if item.get_closest_marker(name)), None)
+        if marker is None:
+            kept.append(item)
+        else:
+            left_out[markers[marker]] += 1
+    items[:] = kept
+    config.stash[LEFT_OUT] = left_out
+    if hasattr(config, "workeroutput"):  # of xdist
+        config.workeroutput["left_out"] = dict(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's; every worker counts the same
+def pytest_testnodedown(node: Any) -> None:
+    if hasattr(node, "workeroutput"):  # it ended by itself
+        node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for reason, count in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{count} tests not run: {reason}")
 
 
 # The tests of an op's results name both devices; all the others run where --device says.

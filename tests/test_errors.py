@@ -13,7 +13,7 @@ from accuracy import OUTPUTS
 from cases import inputs, seeded_generator
 
 import fastvae
-from fastvae import nn
+from fastvae import _ops, nn
 from fastvae._ops import build_info
 from fastvae.likelihoods import SquaredError
 from fastvae.random import philox_normal
@@ -290,6 +290,32 @@ def test_cuda_tensors_given_to_a_build_without_cuda(name):
     if not build_info()["cuda"].startswith("not built"):
         pytest.skip("fastvae was built with CUDA")
     assert_refused(name, "built without CUDA", **{k: t.cuda() for k, t in good(name).items()})
+
+
+# The compiled library
+
+
+def test_a_library_of_another_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    built_for = re.escape(build_info()["torch"])
+    message = (
+        rf"built for torch {built_for}, but torch 2\.9\.1\+cu128 is .*\+torch2\.9 .*pip install"
+    )
+    with pytest.raises(ImportError, match=message):
+        _ops._load()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(None, "No such file"), (b"", "empty"), (b'"torch": "%s"', "file too short|invalid ELF")],
+)
+def test_a_library_that_does_not_load(content, match, tmp_path, monkeypatch):
+    library = tmp_path / "_C.abi3.so"
+    if content is not None:
+        library.write_bytes(content.replace(b"%s", torch.__version__.encode()))
+    monkeypatch.setattr(_ops, "LIBRARY", library)
+    with pytest.raises(ImportError, match=rf"does not load beside torch .*({match}).*pip install"):
+        _ops._load()
 
 
 def test_positional_arguments_end_where_the_signature_says():

@@ -36,7 +36,7 @@ def test_the_example_of_contributing(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tmp_path)
-    section = (ROOT / "CONTRIBUTING.md").read_text().split("### A new likelihood")[1]
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Adding a likelihood")[1]
     formula, plain, oracle, row = re.findall(r"```(?:cpp|python)\n(.*?)```", section, re.DOTALL)[:4]
 
     formulas = tmp_path / "csrc/formulas"
