@@ -6,80 +6,84 @@ With ``--check`` nothing is written; the exit status is 1 where something is not
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from fastvae.bench import plots, report
+import pandas as pd
+
+from fastvae.bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-# The README's rows, of those with forward and backward in float32.
-SHAPES = ("128x784 + 128x20", "64x3x64x64 + 64x128", "64x3x64x64", "64x4096")
-BASELINES = ("eager", "compile", "jax")
+BASELINES = ("fastvae", "eager", "compile", "jax")
+SHAPES = ("128x784 + 128x20", "64x3x64x64", "64x4096", "128x4000", "1024x32")
 
 
 def stored(results: Path = RESULTS) -> dict[str, Path]:
-    """The folders with a run in them, by their path from docs/speed.md."""
+    """The folders with a run in them, by their path from docs/."""
     return {
         f"../{path.parent.relative_to(results.parents[1])}": path.parent
         for path in sorted(results.glob("*/results.json"))
     }
 
 
-def summary(reports: dict[str, report.Report]) -> str:
-    """The README's table."""
-    lines = [
-        "",
-        "Forward and backward, float32: fastvae's time, and how many times as long the others take. `eager` is the plain expression, "
-        "`compile` is `torch.compile` of the fastest plain one.",
+def speed(folders: dict[str, Path]) -> str:
+    """The section of docs/speed.md: training steps first, then the ops."""
+    parts = ["fastvae's time, and how many times as long the same takes otherwise."]
+    for name, folder in folders.items():
+        found = json.loads((folder / "results.json").read_text())
+        titles = [report.SUITES[suite] for suite in ("steps", "ops")]
+        parts += [
+            f"**{title}**\n\n{text}" for title, text in report.sections(found) if title in titles
+        ]
+        pictures = [plot for plot in ("steps.png", "growth.png") if (folder / plot).exists()]
+        parts += [f"![{report.PLOTS[plot]}]({name}/{plot})" for plot in pictures]
+        parts += ["\n".join(f"* {line}" for line in report.notes(found))]
+        parts += [f"[All tables]({name}/README.md)"]
+    return "\n\n".join(parts)
+
+
+def summary(folders: dict[str, Path]) -> str:
+    """The README's table: training steps, and one size of each op."""
+    parts = [
+        "fastvae's time (ops: forward and backward, float32), and how many times as long the others take. `eager` is the plain "
+        "expression or the project's own code, `compile` is `torch.compile` of the fastest of these."
     ]
-    for found in reports.values():
-        both = [r for r in found["rows"] if r["suite"] in ("ops", "steps")]
-        rows = {(r["op"], r["shape"], r["baseline"]): r for r in both if _is_shown(r)}
-        lines += ["", f"| op, shape | fastvae | {' | '.join(BASELINES)} |", "|---" * 5 + "|"]
-        for (op, shape, baseline), ours in rows.items():
-            if baseline == "fastvae":
-                ratios = [_times(rows.get((op, shape, b))) for b in BASELINES]
-                name = (
-                    op.replace("step: ", "training step, ") if "step" in op else f"`{op}` {shape}"
-                )
-                lines.append(
-                    f"| {name} | {report.seconds(ours['median'])} | {' | '.join(ratios)} |"
-                )
-        lines += ["", f"Measured on {report.caption(found)}."]
-    return "\n".join([*lines, "", ""])
+    for folder in folders.values():
+        found = json.loads((folder / "results.json").read_text())
+        frame = report.rows_of(found).query("baseline in @BASELINES and cache == 'warm'")
+        ops = frame[(frame["pass"] == "both") & (frame.dtype == "float32")].query(
+            "suite in ['ops', 'likelihoods', 'terms', 'pairs'] and shape in @SHAPES"
+        )
+        cells = report.table(pd.concat([frame.query("suite == 'steps'"), ops]))
+        cells = cells[[c for c in ("op", "shape", *BASELINES) if c in cells]]
+        parts += [cells.to_markdown(index=False, disable_numparse=True)]
+        parts += [f"Measured on {report.caption(found)}."]
+    return "\n\n".join(parts)
 
 
-def _is_shown(row: dict[str, Any]) -> bool:
-    if row["suite"] == "steps":
-        return bool(row["pass"] == "step")
-    known = row["shape"] in SHAPES and "eps given" not in row["op"]
-    return known and (row["dtype"], row["pass"], row["cache"]) == ("float32", "both", "warm")
-
-
-def _times(row: dict[str, Any] | None) -> str:
-    return f"{row['speedup']:.2f} x" if row else ""
+def noise(folders: dict[str, Path]) -> str:
+    """What the same code, timed twice, differed by on each machine."""
+    every = [json.loads((folder / "results.json").read_text()) for folder in folders.values()]
+    lines = [list(report.notes(found)) for found in every]
+    return "\n".join(f"* {n[0]}. {line}" for n in lines for line in n if line.startswith("Noise"))
 
 
 def pages(folders: dict[str, Path]) -> dict[Path, str]:
-    """The README and the pages on speed and method, with what the results say in its places."""
-    reports = {name: report.read_json(folder / "results.json") for name, folder in folders.items()}
-    pictures = {
-        name: [plot for plot in report.PLOTS if (folder / plot).exists()]
-        for name, folder in folders.items()
-    }
-    places = {
-        ROOT / "README.md": (report.SPEED, summary(reports)),
-        ROOT / "docs" / "speed.md": (report.SPEED, report.speed_section(reports, pictures)),
-        ROOT / "benchmarks" / "README.md": (report.NOISE, report.noise_section(reports)),
-    }
-    return {
-        path: report.with_section(path.read_text(), markers, section)
-        for path, (markers, section) in places.items()
-    }
+    """The README and the pages on speed and method, with what the results say between their markers."""
+    found = {}
+    for path, name, text in (
+        (ROOT / "README.md", "speed", summary(folders)),
+        (ROOT / "docs" / "speed.md", "speed", speed(folders)),
+        (ROOT / "benchmarks" / "README.md", "noise", noise(folders)),
+    ):
+        start, end = f"<!-- {name}: made by `make results` -->\n", f"<!-- end of {name} -->"
+        before, _, rest = path.read_text().partition(start)
+        if end not in rest:
+            raise ValueError(f"{path} lacks the markers {start.strip()!r} and {end!r}")
+        found[path] = f"{before}{start}\n{text}\n\n{end}{rest.partition(end)[2]}"
+    return found
 
 
 def main() -> int:
@@ -89,20 +93,15 @@ def main() -> int:
     folders = stored()
     if not args.check:
         for folder in folders.values():
-            found = report.read_json(folder / "results.json")
-            report.write_folder(folder, found, plots.draw_all)
-    stale = [path for path, text in pages(folders).items() if text != path.read_text()]
-    if args.check:
-        for path in stale:
-            print(
-                f"{path.relative_to(ROOT)} is not what the results say: run `make results`",
-                file=sys.stderr,
-            )
-        return int(bool(stale))
-    for path, text in pages(folders).items():
-        path.write_text(text)
-    print(f"{len(folders)} machines: {', '.join(folders)}")
-    return 0
+            report.write_folder(folder, json.loads((folder / "results.json").read_text()))
+    stale = {path: text for path, text in pages(folders).items() if text != path.read_text()}
+    for path, text in stale.items():
+        if args.check:
+            name = path.relative_to(ROOT)
+            print(f"{name} is not what the results say: run `make results`", file=sys.stderr)
+        else:
+            path.write_text(text)
+    return int(args.check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae.bench import baselines, check
-from fastvae.bench.baselines import Compiled, Timed, Torch
-from fastvae.bench.cases import BOTH, Case, op_cases
+from fastvae.bench import check, timing
+from fastvae.bench.cases import Case, op_cases
+from fastvae.bench.timing import Timed, Torch
 
 SECONDS = 0.5  # for each benchmark, as nearly as whole rounds allow
-FLOOR = 1 << 18  # elements: a smaller copy measures the call, not the memory
 
 
 def _measure(benchmark: Any, timed: Timed, device: str) -> None:
@@ -44,43 +43,23 @@ def _measure(benchmark: Any, timed: Timed, device: str) -> None:
     benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=rounds // 10)
 
 
-def _table() -> list[Any]:
-    rows = []
-    for case in op_cases():
-        names = [*baselines.functions(case), "compile"]
-        for which in case.passes:
-            for name in names:
-                rows.append(pytest.param(case, which, name, id=f"{case} {which} {name}"))
-    return rows
+ROWS = [
+    pytest.param(case, which, name, id=f"{case} {which} {name}")
+    for case in op_cases()
+    for which in case.passes
+    for name in (*case.functions, "compile")
+]
 
 
-@pytest.mark.parametrize("case, which, name", _table())
+@pytest.mark.parametrize("case, which, name", ROWS)
 def test_speed(benchmark: Any, device: str, case: Case, which: str, name: str) -> None:
     benchmark.group = f"{case} {which}"
-    functions = baselines.functions(case)
     inputs = case.inputs(device)
-    upstream = case.upstream(inputs)
-    if name == "compile":
-        # Always of the same one, unlike the command's: stored runs have to be comparable.
-        torch._dynamo.reset()
-        plain = functions.get("functional", functions["eager"])
-        implementation: Torch = Compiled(plain, inputs, upstream)
-    else:
-        implementation = Torch(functions[name], inputs, upstream)
-    problem = check.wrong(case, inputs, upstream, *implementation.results())
-    assert problem is None, problem
-    timed = implementation.timed(which)
-    assert timed is not None
-    _measure(benchmark, timed, device)
-
-
-LARGE = [c for c in op_cases() if BOTH in c.passes and c.pixels + c.latents >= FLOOR]
-
-
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_floor(benchmark: Any, device: str, case: Case) -> None:
-    """The least bytes of both passes at the speed of copy_, which reads half of them and writes half."""
-    benchmark.group = f"{case} {BOTH}"
-    source = torch.ones(case.least_bytes(BOTH) // 2, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    _measure(benchmark, Timed(lambda _: target.copy_(source)), device)
+    # Always the same one is compiled, unlike the command's: stored runs have to be comparable.
+    torch._dynamo.reset()
+    plain = case.functions.get("functional", case.functions["eager"])
+    function = timing.compiled(plain) if name == "compile" else case.functions[name]
+    implementation = Torch(function, inputs, case.upstream(inputs))
+    problem = check.wrong(case, name, implementation)
+    assert not problem, problem
+    _measure(benchmark, implementation.timed(which), device)

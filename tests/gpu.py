@@ -107,17 +107,18 @@ def pytest_sessionfinish(session: Any) -> None:
 
 
 def figures(on: str) -> None:
-    from fastvae.bench import baselines, devices
-    from fastvae.bench.cases import BOTH, FORWARD, SAMPLING, Case
+    from fastvae.bench.cases import BOTH, FORWARD, latent, objective
+    from fastvae.bench.timing import Device, Timed, Torch
 
-    device, cuda, cases = devices.of(on), on == "cuda", []
-    copy = statistics.median(devices.copy_bandwidth(device))
+    device, cuda, cases = Device(on), on == "cuda", []
+    copy = statistics.median(device.copy_bandwidth())
     record("a copy", "passed", f"{copy / 1e9:.0f} GB/s")
     sizes = [(128, 784), (1 << 16 if cuda else 8, 1 << 10)]
     for (batch, n), dtype in itertools.product(sizes, (torch.float32, torch.bfloat16)):
-        cases.append(Case("vae_loss", batch, (n,), (n // 16,), dtype))
-        cases.append(Case("reconstruction_loss", batch, (n,), (), dtype))
-        cases += [Case(op, batch, (), (n,), dtype) for op in ("kl_normal", *SAMPLING)]
+        size = (batch, (n,), (n // 16,))
+        cases += [objective(op, size, dtype) for op in ("vae_loss", "reconstruction_loss")]
+        latent_ops = ("kl_normal", "reparameterize", "sample_and_kl")
+        cases += [latent(op, (batch, n), dtype) for op in latent_ops]
     done, repeats = json.loads(Path(told()["done"]).read_text()), 20 if cuda else 1
     for case, which in itertools.product(cases, (FORWARD, BOTH)):
         if (name := f"{case} {which}") in done:
@@ -125,15 +126,17 @@ def figures(on: str) -> None:
         record(name, "begun")
         try:
             inputs = case.inputs(device.torch_device)
-            kind = baselines.CudaGraph if cuda else baselines.Torch
-            made = kind(baselines.functions(case)["fastvae"], inputs, case.upstream(inputs))
-            call = made.timed(which).call
-            repeated = baselines.Timed(lambda _, call=call: [call(None) for _ in range(repeats)])
+            function = case.functions["fastvae"]
+            if cuda:
+                function = torch.cuda.make_graphed_callables(function, tuple(inputs))
+            call = Torch(function, inputs, case.upstream(inputs)).timed(which).call
+            repeated = Timed(lambda _, call=call: [call(None) for _ in range(repeats)])
             times = [device.time(repeated) / repeats for _ in range(9)]
             rate = case.least_bytes(which) / (median := statistics.median(times[2:]))
             text = f"{median * 1e6:.1f} us, {rate / 1e9:.0f} GB/s, {rate / copy:.0%} of a copy's"
             record(name, "passed", text)
-            device.release()
+            if cuda:
+                torch.cuda.empty_cache()
         except Exception as error:
             leave_if_lost(name)
             record(name, "failed", f"{type(error).__name__}: {error}")

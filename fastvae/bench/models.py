@@ -1,49 +1,131 @@
-"""Whole training steps: real small models, and two where an objective's speed cannot matter."""
+"""Whole training steps: models of people's sizes, scvi-tools' own, and two where an objective's speed cannot matter."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import importlib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
-from fastvae import reference
-from fastvae.bench.baselines import FUNCTIONS, Timed, compile_alone, functions
-from fastvae.bench.cases import LIKELIHOODS, Case
+import fastvae
+from fastvae import likelihoods, recipes, reference
+from fastvae.bench import cases
 from fastvae.bench.check import distance
+from fastvae.bench.timing import compiled
 
 LIMIT = 2e-3  # of the largest value in a gradient: float32 through all the layers, whose order a compiler changes
+OPS: dict[str, Any] = {"fastvae": fastvae, "eager": reference, "truth": reference}
+
+
+def elbo(kind: str, y: Tensor, x: Tensor, z: Tensor, *q: Tensor) -> Any:
+    return OPS[kind].vae_loss(y, x, *q).loss
+
+
+def of_mixtures(kind: str, y: Tensor, x: Tensor, z: Tensor, *q: Tensor) -> Any:
+    if kind == "eager":
+        return cases.mixture(y, x, 1, 0.99) / len(x) + reference.kl_normal(*q)
+    likelihood = likelihoods.LogisticMixture(edges=(-0.999, 0.99))
+    return OPS[kind].vae_loss(y, x, *q, likelihood=likelihood).loss
+
+
+def beta_tcvae(kind: str, y: Tensor, x: Tensor, z: Tensor, *q: Tensor) -> Any:
+    recon = OPS[kind].reconstruction_loss(y, x, likelihood="bce_with_logits")
+    terms = cases if kind == "eager" else OPS[kind]
+    mi, tc, dim = terms.kl_decomposition(z, *q, cases.DATASET_SIZE)
+    return recon + mi + 6 * tc + dim
 
 
 class Vae(nn.Module):
-    """An encoder whose first dimension after the batch holds mu and logvar, and a decoder."""
+    """An encoder whose first dimension after the batch holds mu and logvar, a decoder, an objective."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, objective: Any = elbo) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.objective = encoder, decoder, objective
+
+    def forward(self, kind: str, x: Tensor, eps: Tensor | None = None) -> Any:
+        """The loss; z, and its mean and standard deviation."""
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        z = OPS[kind].reparameterize(mu, logvar, eps=eps)
+        loss = self.objective(kind, self.decoder(z), x, z, mu, logvar)
+        return loss, z, mu, torch.exp(0.5 * logvar)
+
+    def alone(self, x: Tensor) -> tuple[list[Tensor], Callable[..., Any]]:
+        """What the networks make, and the sample and the objective of it."""
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+
+        def objective(kind: str, y: Tensor, mu: Tensor, logvar: Tensor) -> Any:
+            z = OPS[kind].reparameterize(mu, logvar)
+            return self.objective(kind, y, x, z, mu, logvar), z
+
+        return [self.decoder(mu), mu, logvar], objective
+
+
+class Scvi(nn.Module):
+    """scvi-tools' own model, with `recipes.scvi` or as it is."""
+
+    def __init__(self, genes: int, likelihood: str) -> None:
+        super().__init__()
+        module: Any = importlib.import_module("scvi.module").VAE
+        self.module = module(n_input=genes, gene_likelihood=likelihood)
+
+    @contextlib.contextmanager
+    def patched(self, kind: str, eps: Tensor | None = None) -> Iterator[None]:
+        fixed = mock.patch.object(Normal, "rsample", lambda q, *_: q.loc + q.scale * eps)
+        nothing = contextlib.nullcontext()
+        with recipes.scvi() if kind == "fastvae" else nothing, nothing if eps is None else fixed:
+            yield
+
+    def batch(self, x: Tensor) -> dict[str, Tensor]:
+        return {"X": x, "batch": x.new_zeros(len(x), 1), "labels": x.new_zeros(len(x), 1)}
+
+    def forward(self, kind: str, x: Tensor, eps: Tensor | None = None) -> Any:
+        with self.patched(kind, eps):
+            inference, _, losses = self.module(self.batch(x))
+        return losses.loss, inference["z"], inference["qz"].loc, inference["qz"].scale
+
+    def alone(self, x: Tensor) -> tuple[list[Tensor], Callable[..., Any]]:
+        inference, generative, _ = self.module(self.batch(x))
+        px, qz = generative["px"], inference["qz"]
+        names = [n for n in ("mu", "theta", "zi_logits") if hasattr(px, n)]
+
+        def objective(kind: str, loc: Tensor, scale: Tensor, *of_counts: Tensor) -> Any:
+            with self.patched(kind):
+                counts = getattr(importlib.import_module("scvi.distributions"), type(px).__name__)
+                made = counts(**dict(zip(names, of_counts, strict=True)))
+                q = Normal(loc, scale)
+                arguments = inference | {"qz": q}, generative | {"px": made}
+                return self.module.loss(self.batch(x), *arguments).loss, q.rsample()
+
+        given = {n: getattr(px, n) for n in names}
+        given["theta"] = given["theta"][0]  # one for each gene, which px has expanded
+        return [qz.loc, qz.scale, *given.values()], objective
 
 
 def mlp(pixels: int, hidden: int, latents: int) -> Vae:
-    return Vae(
-        nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latents)),
-        nn.Sequential(nn.Linear(latents, hidden), nn.ReLU(), nn.Linear(hidden, pixels)),
-    )
+    encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latents))
+    decoder = nn.Sequential(nn.Linear(latents, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
+    return Vae(encoder, decoder)
 
 
-def convolutional(width: int, latents: int) -> Vae:
-    """3 x 64 x 64 pixels, four halvings."""
-    channels = [width, 2 * width, 4 * width, 8 * width]
+def convolutional(width: int, latents: int, inputs: int = 3, objective: Any = elbo) -> Vae:
+    """64 x 64 pixels, four halvings."""
+    channels = [inputs, width, 2 * width, 4 * width, 8 * width]
     down: list[nn.Module] = []
-    up: list[nn.Module] = [nn.Linear(latents, 16 * channels[-1]), nn.Unflatten(1, (-1, 4, 4))]
-    for before, after in zip([3, *channels], channels, strict=False):
-        down += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
-    for before, after in zip(channels[::-1], [*channels[-2::-1], 3], strict=True):
-        up += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+    up: list[nn.Module] = []
+    for i in range(4):
+        down += [nn.Conv2d(channels[i], channels[i + 1], 4, 2, 1), nn.ReLU()]
+        up = [nn.ReLU(), nn.ConvTranspose2d(channels[i + 1], channels[i], 4, 2, 1), *up]
     down += [nn.Flatten(), nn.Linear(16 * channels[-1], 2 * latents)]
-    return Vae(nn.Sequential(*down), nn.Sequential(*up))
+    up = [nn.Linear(latents, 16 * channels[-1]), nn.Unflatten(1, (-1, 4, 4)), *up]
+    return Vae(nn.Sequential(*down), nn.Sequential(*up), objective)
 
 
 class Residual(nn.Module):
@@ -58,120 +140,95 @@ class Residual(nn.Module):
             layers.append(nn.Conv2d(channels, channels, 3, 1, 1))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.layers(x)
-        return out
+    def forward(self, x: Tensor) -> Any:
+        return x + self.layers(x)
 
 
-def kl_autoencoder(width: int) -> Vae:
-    """3 x 256 x 256 pixels to latents of 4 x 32 x 32, as in latent diffusion, with few channels."""
-    channels = [width, 2 * width, 4 * width]
-    down: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1)]
-    up: list[nn.Module] = [nn.Conv2d(4, channels[-1], 3, 1, 1)]
-    for before, after in zip([width, *channels], channels, strict=False):
-        down += [Residual(before), nn.Conv2d(before, after, 3, 2, 1)]
-    for before, after in zip(channels[::-1], [*channels[-2::-1], width], strict=True):
-        up += [Residual(before), nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, 1, 1)]
-    down += [nn.SiLU(), nn.Conv2d(channels[-1], 8, 3, 1, 1)]
-    up += [nn.SiLU(), nn.Conv2d(width, 3, 3, 1, 1)]
-    return Vae(nn.Sequential(*down), nn.Sequential(*up))
-
-
-def of_mixtures(width: int) -> Vae:
-    """3 x 32 x 32 pixels to latents of 16 x 8 x 8 and to mixtures of 10 logistics, as in vdvae, with few blocks."""
-    wide = 2 * width
-    down = [nn.Conv2d(3, width, 3, 1, 1), Residual(width), nn.Conv2d(width, wide, 3, 2, 1)]
-    down += [
-        Residual(wide),
-        nn.Conv2d(wide, wide, 3, 2, 1),
-        nn.SiLU(),
-        nn.Conv2d(wide, 32, 3, 1, 1),
-    ]
-    up: list[nn.Module] = [
-        nn.Conv2d(16, wide, 3, 1, 1),
-        Residual(wide),
-        nn.Upsample(scale_factor=2),
-    ]
-    up += [nn.Conv2d(wide, width, 3, 1, 1), Residual(width), nn.Upsample(scale_factor=2)]
-    up += [Residual(width), nn.SiLU(), nn.Conv2d(width, 100, 1)]
-    return Vae(nn.Sequential(*down), nn.Sequential(*up))
+def residual(channels: list[int], latents: int, outputs: int, objective: Any = elbo) -> Vae:
+    """Residual blocks, one halving less than `channels` has, and spatial latents."""
+    down: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, 1, 1)]
+    up: list[nn.Module] = [nn.SiLU(), nn.Conv2d(channels[0], outputs, 3, 1, 1)]
+    for a, b in zip(channels, channels[1:]):  # noqa: B905, RUF007
+        down += [Residual(a), nn.Conv2d(a, b, 3, 2, 1)]
+        up = [Residual(b), nn.Upsample(scale_factor=2), nn.Conv2d(b, a, 3, 1, 1), *up]
+    down += [nn.SiLU(), nn.Conv2d(channels[-1], 2 * latents, 3, 1, 1)]
+    up = [nn.Conv2d(latents, channels[-1], 3, 1, 1), *up]
+    return Vae(nn.Sequential(*down), nn.Sequential(*up), objective)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model and the case that its objective is; `wide` is on a GPU, which has room for more channels."""
+    """What makes a model for a width, the width here and on a GPU, and its batch as a function of normal values."""
 
     name: str
-    build: Callable[[bool], Vae]
-    batch: int
-    event: tuple[int, ...]
-    latent: tuple[int, ...]
-    worth: bool = True  # whether there is something to be won
-    likelihood: str = ""  # of cases.LIKELIHOODS
+    build: Callable[[int], Any]
+    widths: tuple[int, int]
+    batch: tuple[int, ...]
+    x: Callable[[Tensor], Tensor] = torch.sigmoid
+    compiled: bool = True
+
+    suite: str = "steps"
+    op: str = "steps"
+    threads: int | None = None
+    dtype_name: str = "float32"
 
     @property
-    def case(self) -> Case:
-        return Case("vae_loss", self.batch, self.event, self.latent, likelihood=self.likelihood)
+    def shape(self) -> str:
+        return "x".join(map(str, self.batch))
 
-    def data(self, batch: int, device: torch.device | str = "cpu") -> Tensor:
-        x = torch.rand(batch, *self.event, device=device)
-        return LIKELIHOODS[self.likelihood].x(torch.logit(x)) if self.likelihood else x
+    @property
+    def elements(self) -> int:
+        return math.prod(self.batch)
+
+    def __str__(self) -> str:
+        return f"step: {self.name}"
+
+
+def _scvi(genes: int, likelihood: str) -> Model:
+    name, shape = f"SCVI, {likelihood}, {genes} genes", (128, genes)
+    return Model(name, lambda _: Scvi(genes, likelihood), (0, 0), shape, cases.sparse_counts, False)
 
 
 MODELS = (
-    Model("MLP, MNIST", lambda wide: mlp(784, 400, 20), 128, (784,), (20,)),
+    *(_scvi(genes, likelihood) for genes in (4000, 20000) for likelihood in ("nb", "zinb")),
     Model(
-        "convolutional, 64 px",
-        lambda wide: convolutional(32 if wide else 8, 128),
-        64,
-        (3, 64, 64),
-        (128,),
+        "vdvae-like, 10 logistics, 32 px",
+        lambda w: residual([w, 2 * w, 2 * w], 16, 100, of_mixtures),
+        (32, 128),
+        (32, 3, 32, 32),
+        cases.levels,
     ),
+    Model(
+        "beta-TCVAE, 64 px, 10 latents",
+        lambda w: convolutional(w, 10, 1, beta_tcvae),
+        (4, 32),
+        (1024, 1, 64, 64),
+    ),
+    Model("MLP, MNIST", lambda w: mlp(784, w, 20), (400, 400), (128, 784)),
+    Model("convolutional, 64 px", lambda w: convolutional(w, 128), (8, 32), (64, 3, 64, 64)),
     Model(
         "KL autoencoder, 256 px",
-        lambda wide: kl_autoencoder(64 if wide else 8),
-        4,
-        (3, 256, 256),
-        (4, 32, 32),
+        lambda w: residual([w, w, 2 * w, 4 * w], 4, 3),
+        (8, 64),
+        (4, 3, 256, 256),
+        compiled=False,  # which takes a minute
     ),
-    Model(
-        "mixture of logistics, 32 px",
-        lambda wide: of_mixtures(128 if wide else 32),
-        32,
-        (3, 32, 32),
-        (16, 8, 8),
-        likelihood="logistic mixture, nvae",
-    ),
-    Model("tiny MLP", lambda wide: mlp(16, 16, 4), 8, (16,), (4,), worth=False),
-    Model(
-        "wide convolutional, 64 px",
-        lambda wide: convolutional(128 if wide else 48, 128),
-        32,
-        (3, 64, 64),
-        (128,),
-        worth=False,
-    ),
+    Model("tiny MLP", lambda w: mlp(16, w, 4), (16, 16), (8, 16)),
+    Model("wide convolutional, 64 px", lambda w: convolutional(w, 128), (48, 128), (32, 3, 64, 64)),
 )
 
 
 class Step:
     """A training step with Adam: the networks, the sample, the objective, its gradients, the update."""
 
-    def __init__(
-        self, model: Vae, x: Tensor, objective: str, compiled: bool, likelihood: str = ""
-    ) -> None:
-        self.model, self.x, self.likelihood = model, x, likelihood
-        self.parameters = list(model.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-5)
-        sample = FUNCTIONS["reparameterize"][objective]
-        vae_loss = functions(Case("vae_loss", len(x), likelihood=likelihood))[objective]
+    def __init__(self, model: Any, x: Tensor, kind: str, with_compiler: bool = False) -> None:
+        self.model, self.x, self.kind = model, x, kind
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
 
-        def terms(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            mu, logvar = model.encoder(x).chunk(2, dim=1)
-            z = sample(mu, logvar)
-            return vae_loss(model.decoder(z), x, mu, logvar), z, mu, logvar
+        def terms(x: Tensor) -> Any:
+            return model(kind, x)
 
-        self.terms = compile_alone(terms) if compiled else terms
+        self.terms = compiled(terms) if with_compiler else terms
 
     def __call__(self, _: Any = None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,45 +237,38 @@ class Step:
         self.optimizer.step()
         return loss.detach()
 
-    def timed(self) -> Timed:
-        return Timed(self)
+    def alone(self) -> Callable[[Any], Any]:
+        """The objective without the networks, forward and backward."""
+        with torch.no_grad():
+            made, objective = self.model.alone(self.x)
+        leaves = [t.detach().clone().requires_grad_() for t in made]
+        flowing = torch.randn_like(objective(self.kind, *leaves)[1])
+
+        def call(_: Any) -> Any:
+            return torch.autograd.grad(objective(self.kind, *leaves), leaves, [None, flowing])
+
+        return call
 
     def wrong(self) -> str:
-        """What is wrong, or "": loss and gradients against the same networks and noise in float64, with `reference` as the objective."""
+        """What is wrong, or "": loss and gradients against the same networks and noise in float64."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.eval()  # without dropout
         # Convolutions are TF32 on a GPU unless told otherwise: fine for training, too coarse for this.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            loss, z, mu, logvar = self.terms(self.x)
+            loss, z, mean, std = self.terms(self.x)
             loss.backward()
-        got = [loss.detach(), *(p.grad for p in self.parameters)]
-        with torch.no_grad():
-            eps = (z.double() - mu.double()) * torch.exp(-0.5 * logvar.double())
         exact = copy.deepcopy(self.model).double()
-        exact.zero_grad(set_to_none=True)
-        x = self.x.double()
-        mu, logvar = exact.encoder(x).chunk(2, dim=1)
-        recon_x = exact.decoder(reference.reparameterize(mu, logvar, eps=eps))
-        form = LIKELIHOODS[self.likelihood].make() if self.likelihood else "mse"
-        truth = reference.vae_loss(recon_x, x, mu, logvar, likelihood=form).loss
+        exact.zero_grad()
+        eps = ((z.double() - mean) / std).detach()
+        truth = exact("truth", self.x.double(), eps)[0]
         truth.backward()
-        want = [truth.detach(), *(p.grad for p in exact.parameters())]
-        for i, (value, right) in enumerate(zip(got, want, strict=True)):
-            if value is None or right is None:
-                return f"parameter {i} has no gradient"
-            if not (error := distance(value, right)) <= LIMIT:
-                return f"{f'gradient {i}' if i else 'the loss'} is off by {error:.2g}"
+        self.model.train()
+        pairs = {"the loss": (loss, truth)}
+        for name, p in exact.named_parameters():
+            pairs[f"the gradient of {name}"] = self.model.get_parameter(name).grad, p.grad
+        for name, (got, want) in pairs.items():
+            if (got is None) != (want is None):
+                return f"{name} is missing"
+            if got is not None and not (error := distance(got, want)) <= LIMIT:
+                return f"{name} is off by {error:.2g}"
         return ""
-
-
-def objective_alone(case: Case, name: str, device: torch.device) -> Timed:
-    """The sample and the objective of a model's size, forward and backward, without the networks."""
-    recon_x, x, mu, logvar = case.inputs(device)
-    sample, vae_loss = FUNCTIONS["reparameterize"][name], functions(case)[name]
-    flowing = torch.randn_like(mu)
-
-    def call(_: Any) -> Any:
-        z = sample(mu, logvar)
-        loss = vae_loss(recon_x, x, mu, logvar)
-        return torch.autograd.grad([z, loss], [recon_x, mu, logvar], [flowing, None])
-
-    return Timed(call)

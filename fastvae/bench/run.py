@@ -6,429 +6,222 @@ import copy
 import importlib
 import math
 import os
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from fastvae.bench import baselines, check, devices, models
-from fastvae.bench.baselines import Compiled, CudaGraph, Implementation, Timed, Torch
-from fastvae.bench.cases import (
-    BOTH,
-    FORWARD,
-    MIDDLE,
-    MNIST,
-    OPS,
-    PIXELS_64,
-    Case,
-    growing,
-    growing_batch,
-    likelihood_cases,
-    op_cases,
-    pair_cases,
-    sigmoid_cases,
-)
-from fastvae.bench.devices import Device
+from fastvae.bench import cases, check, models, timing
+from fastvae.bench.cases import BOTH, FORWARD, Case
 from fastvae.bench.models import Model
+from fastvae.bench.timing import Device, Timed, Torch
 
+Entry = Case | Model
+OPS = [*dict.fromkeys(c.op for c in cases.all_cases()), "steps"]
+AGAIN = "fastvae-again"  # the same code under another name: what of a ratio is noise
 SECONDS = 0.5  # that a pass of a case is timed for, all its implementations together
 SHORTEST = 0.05
-WARM_UP = 0.3  # seconds, or three calls
-ROUNDS = (7, 3000)
 LAUNCH_BOUND = 1 << 20  # elements, up to which a CUDA graph is worth a row
-JAX_LIMIT = 28  # log2 of the elements: its copy of the inputs passes through the host
-AGAIN = "fastvae-again"  # the same code under another name: what of a ratio is noise
-
-# Seconds that one entry takes besides its rows: rough, corrected while running. Measured on 2 cores of an AMD EPYC
-# with nothing in Inductor's cache; a GPU's own are a guess.
-COMPILING = {"case": 8.0, "step": 40.0, "tiny step": 12.0}
-PER_ELEMENT = {"cpu": 4e-7, "cuda": 6e-9}
-
-
-@dataclass
-class Row:
-    """One implementation in one pass. Times are seconds; `threads` is None where they are not set (a GPU)."""
-
-    suite: str
-    op: str
-    shape: str
-    dtype: str
-    device: str
-    which: str
-    baseline: str
-    median: float
-    p20: float
-    p80: float
-    bytes: int | None = None
-    bandwidth_fraction: float | None = None
-    speedup: float | None = None
-    peak_bytes: int | None = None
-    launches: int | None = None
-    threads: int | None = None
-    cache: str = "warm"
-    rounds: int = 0
-    note: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        values = dict(self.__dict__)
-        first = ("op", "shape", "dtype", "device")
-        found = {name: values.pop(name) for name in first}
-        found["pass"] = values.pop("which")
-        suite = values.pop("suite")
-        return found | values | {"suite": suite}
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What was not timed and why; `wrong` where it did not compute what it should."""
-
-    what: str
-    baseline: str
-    reason: str
-    wrong: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One case or one model, and what to do with it."""
-
-    suite: str
-    case: Case
-    model: Model | None = None
-    passes: tuple[str, ...] = (BOTH,)
-    cold: bool = False  # one more pass, of both, with caches emptied before each call
-    compiled: bool = True
-    jax: bool = True
-    threads: int | None = None
-
-    def __str__(self) -> str:
-        name = f"step of {self.model.name}" if self.model else str(self.case)
-        return f"{name}, {self.threads} thread" if self.threads else name
-
-    @property
-    def timings(self) -> int:
-        return len(self.passes) + 2 * self.cold
-
-    def fixed(self, device: str, modes: int) -> float:
-        """About how many seconds it takes beyond the measuring."""
-        kind = "case"
-        if self.model:
-            kind = "tiny step" if self.case.pixels < 1 << 18 else "step"
-        programs = modes + self.case.after_sigmoid
-        compiling = COMPILING[kind] * programs * self.compiled
-        elements = self.case.pixels + self.case.latents + 8 * self.case.pairs
-        return compiling + 1 + PER_ELEMENT[device] * elements * self.timings
-
-
-@dataclass
-class Result:
-    rows: list[Row] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    load: float | None = None  # of the machine, before the run
-    copies: list[float] = field(default_factory=list)  # bytes a second, at the start
-    copies_after: list[float] = field(default_factory=list)
-
-    @property
-    def wrong(self) -> list[LeftOut]:
-        return [item for item in self.left_out if item.wrong]
-
-
-# What is measured ---------------------------------------------------------------------------------
+JAX_LIMIT = 1 << 28  # elements: its copy of the inputs passes through the host
+# Seconds to compile a program of a case, of a model and of a tiny one, and for each element: corrected while running.
+COMPILING = (3.5, 20.0, 8.0)
+PER_ELEMENT = {"cpu": 2e-7, "cuda": 3e-9}
 
 
 def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[Entry]:
-    """The entries in the order of their worth, as a run may have to stop early."""
-    cuda = device.torch_device.type == "cuda"
+    """What to time in the order of its worth, as a run may have to stop early."""
+    entries: list[Entry]
     if quick:
-        chosen = [Case("vae_loss", *MNIST), Case("vae_loss", *PIXELS_64)]
-        chosen += [Case("sample_and_kl", *MIDDLE)]
-        likely: list[Case] = []
-        pairs: list[Case] = []
-        left = [op for op in ops if op not in {case.op for case in chosen}]
-        if set(ops) != set(OPS):  # asked for by name: the middle size of each
-            chosen += [c for c in op_cases((torch.float32,)) if c.op in left][:3]
-            likely = likelihood_cases(MNIST)
-            pairs = [c for c in pair_cases() if c.op in left and c.pairs < LAUNCH_BOUND]
-        entries = [Entry("ops", c, passes=c.passes) for c in chosen]
-        entries += [Entry("likelihoods", c, compiled=False, jax=False) for c in likely]
-        entries += [Entry("pairs", c, compiled=False, jax=False) for c in pairs]
-        entries += [
-            Entry("growth", growing(1 << n), compiled=False, jax=False) for n in (8, 14, 20)
-        ]
-        entries += [
-            Entry("steps", m.case, m, passes=("step",), compiled=False) for m in models.MODELS[:1]
-        ]
+        few = [cases.objective("vae_loss", size) for size in cases.SIZES[1:3]]
+        few.append(cases.latent("sample_and_kl", cases.MIDDLE))
+        more: list[Any] = [cases.growing(1 << n) for n in (8, 14, 20)]
+        more += [m for m in models.MODELS if m.name == "MLP, MNIST"]
+        if set(ops) != set(OPS):  # asked for by name
+            few, more = [], [*more, *(c for c in cases.all_cases() if c.elements <= 1 << 23)]
+        plain = (replace(e, compiled=False) for e in more)
+        entries = [*few, *plain]
     else:
-        entries = [
-            Entry("ops", c, passes=c.passes, cold=c.dtype is torch.float32 and c.op != "noise")
-            for c in op_cases((torch.float32,))
-        ]
-        entries += [Entry("steps", m.case, m, passes=("step",)) for m in models.MODELS]
-        entries += [Entry("likelihoods", c, jax=False) for c in likelihood_cases()]
-        entries += [Entry("pairs", c, passes=c.passes, jax=False) for c in pair_cases()]
-        entries += [Entry("compiled", c, passes=c.passes) for c in sigmoid_cases()]
-        top = 31 if cuda else 27
-        sizes = [*range(8, top, 2), top]
-        sizes.sort(key=lambda n: (n % 4 != 0, n))  # every second one first, the largest last
-        growth = [Entry("growth", growing(1 << n), jax=n <= JAX_LIMIT) for n in sizes]
-        coarse = [e for e in growth if e.case.pixels.bit_length() % 4 == 1]
-        entries += coarse
-        entries += [
-            Entry("ops", c, passes=c.passes) for c in op_cases((torch.bfloat16, torch.float16))
-        ]
-        if not cuda and torch.get_num_threads() > 1:  # JAX's threads cannot be set while it runs
-            entries += [
-                Entry("threads", growing(1 << n), compiled=False, jax=False, threads=1)
-                for n in range(8, 25, 2)
-            ]
-        entries += [Entry("batch", growing_batch(1 << n)) for n in range(0, 15, 2)]
-        entries += growth[len(coarse) :]
-    return [e for e in entries if e.case.op in ops]
+        floats = (replace(c, cold=c.op != "noise") for c in cases.op_cases(cases.DTYPES[:1]))
+        entries = [*models.MODELS, *floats, *cases.likelihood_cases(), *cases.term_cases()]
+        top = 29 if device.gpu else 27
+        growing = [cases.growing(1 << n) for n in (*range(8, top, 4), top)]
+        entries += [*cases.pair_cases(), *growing, *cases.sigmoid_cases()]
+        if (
+            not device.gpu and torch.get_num_threads() > 1
+        ):  # JAX's threads cannot be set while it runs
+            single: Any = {"suite": "threads", "compiled": False, "jax": False, "threads": 1}
+            entries += [replace(c, **single) for c in growing[:-1]]
+        entries += [replace(c, passes=(BOTH,)) for c in cases.op_cases(cases.DTYPES[1:])]
+        entries += [cases.growing_batch(1 << n) for n in (0, 4, 8, 12)]
+    return [e for e in entries if e.op in ops]
 
 
-def that_fit(entries: Sequence[Entry], device: Device) -> tuple[list[Entry], list[LeftOut]]:
-    """The entries that the device's free memory has room for, and the others."""
-    free = device.free_bytes()
-    kept, dropped = [], []
-    for entry in entries:
-        elements = 2 * entry.case.pixels + 3 * entry.case.latents + 3 * entry.case.pairs
-        inputs = elements * entry.case.dtype.itemsize
-        if free is not None and 3 * inputs > free:  # the inputs, the gradients, some for the check
-            dropped.append(LeftOut(str(entry), "all", "needs more memory than is free"))
-        else:
-            kept.append(entry)
-    return kept, dropped
+def cost(entry: Entry, device: Device) -> tuple[float, int]:
+    """About how many seconds an entry takes besides its timings, and how many timings it has."""
+    if isinstance(entry, Model):
+        return 10 + 2 * COMPILING[1 + (entry.elements < 1 << 17)] * entry.compiled, 5
+    programs = len(device.modes) * (1 + (entry.suite == "compiled")) * entry.compiled
+    timings = len(entry.passes) + 2 * entry.cold
+    return 1 + COMPILING[0] * programs + PER_ELEMENT[
+        device.type
+    ] * entry.elements * timings, timings
 
 
-def estimate(entries: Sequence[Entry], device: Device, row_seconds: float) -> float:
-    """About how many seconds the entries take."""
-    return sum(_fixed(e, device) + e.timings * row_seconds for e in entries)
+class WrongResult(Exception):
+    pass
 
 
-def _fixed(entry: Entry, device: Device) -> float:
-    return entry.fixed(device.torch_device.type, len(device.modes))
+class Run:
+    """`rows` as the JSON has them, and what was `left_out` with the reason."""
 
-
-# Timing -------------------------------------------------------------------------------------------
-
-
-def interleave(
-    device: Device, timed: Mapping[str, Timed], seconds: float, cold: bool = False
-) -> dict[str, list[float]]:
-    """Seconds of each call, from rounds that call all in turn, in an order drawn for each round: whatever else the
-    machine does meets all of them, and none always runs after the same other, on the caches and threads that one left."""
-    order = list(timed)
-    drawn = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in order}
-    for call in timed.values():  # compiles, faults pages in, settles the allocator
-        deadline = time.perf_counter() + WARM_UP
-        for _ in range(3):
-            device.time(call)
-            if time.perf_counter() > deadline:
-                break
-    deadline = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() < deadline):
-        drawn.shuffle(order)
-        for name in order:
-            times[name].append(device.time(timed[name], cold))
-        rounds += 1
-    return times
-
-
-def _rows(
-    device: Device,
-    entry: Entry,
-    timed: Mapping[str, Timed],
-    seconds: float,
-    op: str,
-    which: str,
-    cold: bool = False,
-    notes: Mapping[str, str] | None = None,
-) -> list[Row]:
-    """A pass of a case: one row for each implementation."""
-    least = entry.case.least_bytes(which) if which != "step" else None
-    times = interleave(device, timed, seconds, cold)
-    # Afterwards: by then all is compiled, and an optimizer has its state.
-    memory = {} if cold else {n: device.memory_and_launches(t) for n, t in timed.items()}
-    ours = statistics.median(times["fastvae"]) if "fastvae" in times else None
-    rows = []
-    for name, values in times.items():
-        fifths = statistics.quantiles(values, n=5, method="inclusive")
-        middle = statistics.median(values)
-        peak, launches = memory.get(name, (None, None))
-        row = Row(
-            suite=entry.suite,
-            op=op,
-            shape=entry.case.shape,
-            dtype=entry.case.dtype_name,
-            device=device.torch_device.type,
-            which=which,
-            baseline=name,
-            median=middle,
-            p20=fifths[0],
-            p80=fifths[3],
-            bytes=least,
-            speedup=middle / ours if ours else None,
-            peak_bytes=peak,
-            launches=launches,
-            threads=torch.get_num_threads() if device.gpu is None else None,
-            cache="cold" if cold else "warm",
-            rounds=len(values),
-            note=(notes or {}).get(name, ""),
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.rows: list[dict[str, Any]] = []
+        self.left_out: list[dict[str, Any]] = []
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        self.copies = device.copy_bandwidth()  # bytes a second, at the start
+        self.copies_after: list[float] = []
+        self.jax = self.attempt(
+            "all", "jax", importlib.import_module, "fastvae.bench.jax_baselines"
         )
-        rows.append(row)
-    return rows
+        if self.jax and (reason := self.jax.why_not(device.torch_device)):
+            self.leave_out("all", "jax", reason)
+            self.jax = None
 
+    def leave_out(self, what: object, baseline: str, reason: str, wrong: bool = False) -> None:
+        found = {"what": str(what), "baseline": baseline, "reason": reason, "wrong": wrong}
+        self.left_out.append(found)
 
-def _reason(error: Exception) -> tuple[str, bool]:
-    """An error in one line, and whether it is that memory ran out."""
-    lines = str(error).strip().splitlines() or [""]
-    reason = f"{type(error).__name__}: {lines[0][:200]}"
-    return reason, "memory" in reason.lower()
-
-
-class _Session:
-    """Implementations of one entry: made, checked, and dropped with the reason where they fail."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.left_out: list[LeftOut] = []
-
-    def drop(self, name: str, reason: str, wrong: bool = False) -> None:
-        self.left_out.append(LeftOut(str(self.entry), name, reason, wrong))
-
-    def attempt(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
-        """What `make` returns for `arguments`; None, and a note, where it raises."""
+    def attempt(self, what: object, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """What `make` returns for `arguments`; None, and a note, where it raises: no baseline ends a run."""
         try:
             return make(*arguments)
-        except Exception as error:  # a competitor out of memory or without a compiler ends no run
-            reason, memory = _reason(error)
-            self.drop(name, reason, wrong=name == "fastvae" and not memory)
-            return None
+        except WrongResult as error:
+            self.leave_out(what, name, str(error), wrong=True)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            ours = name in ("fastvae", "all") and "memory" not in reason.lower()
+            self.leave_out(what, name, reason, wrong=ours and not isinstance(error, ImportError))
+        return None
 
+    def time(
+        self,
+        entry: Entry,
+        timed: Mapping[str, Timed],
+        seconds: float,
+        op: str,
+        which: str,
+        cold: bool = False,
+        note: str = "",
+    ) -> None:
+        """A pass: one row for each implementation."""
+        times = timing.interleave(self.device, timed, seconds, cold)
+        ours = statistics.median(times["fastvae"]) if "fastvae" in times else None
+        for name, values in times.items():
+            p20, median, p80 = map(float, np.percentile(values, [20, 50, 80]))
+            # Afterwards: by then all is compiled, and an optimizer has its state.
+            memory = (None, None) if cold else self.device.memory_and_launches(timed[name])
+            row = {"op": op, "shape": entry.shape, "dtype": entry.dtype_name}
+            row |= {"device": self.device.type, "pass": which, "baseline": name}
+            row |= {"median": median, "p20": p20, "p80": p80}
+            row["bytes"] = entry.least_bytes(which) if isinstance(entry, Case) else None
+            row["bandwidth_fraction"] = None  # when the bandwidth is known
+            row["speedup"] = median / ours if ours else None
+            row["peak_bytes"], row["launches"] = memory
+            row["threads"] = None if self.device.gpu else torch.get_num_threads()
+            row |= {"cache": "cold" if cold else "warm", "rounds": len(values)}
+            row |= {"note": note if name.startswith("compile") else "", "suite": entry.suite}
+            self.rows.append(row)
 
-def _implementations(
-    device: Device, entry: Entry, session: _Session
-) -> tuple[dict[str, Implementation], dict[str, str]]:
-    """All that are right, by name, and what to note on them."""
-    case = entry.case
-    inputs = case.inputs(device.torch_device)
-    upstream = case.upstream(inputs)
-    found: dict[str, Implementation] = {}
+    def measure_case(self, case: Case, seconds: float) -> None:
+        inputs = case.inputs(self.device.torch_device)
+        upstream = case.upstream(inputs)
+        found: dict[str, Any] = {}
 
-    def add(name: str, make: Callable[[], Implementation]) -> None:
-        def checked() -> Implementation:
-            made = make()
-            if problem := check.wrong(case, inputs, upstream, *made.results()):
-                session.drop(name, problem, wrong=True)
-                raise _Wrong
+        def add(name: str, make: Callable[..., Any], *arguments: Any) -> None:
+            """With what `make` returns: a function of the inputs, or an implementation."""
+
+            def checked() -> Any:
+                made = make(*arguments)
+                made = Torch(made, inputs, upstream) if callable(made) else made
+                if problem := check.wrong(case, name, made):
+                    raise WrongResult(problem)
+                return made
+
+            if (made := self.attempt(case, name, checked)) is not None:
+                found[name] = made
+
+        for name, function in case.functions.items():
+            add(name, lambda function=function: function)
+        ours = case.functions["fastvae"]
+        if "fastvae" in found:
+            found[AGAIN] = found["fastvae"]
+            if self.device.gpu and case.elements <= LAUNCH_BOUND:
+                add("fastvae-cuda-graph", torch.cuda.make_graphed_callables, ours, tuple(inputs))
+        note, rivals = "", [name for name in found if not name.startswith("fastvae")]
+        if case.compiled and rivals:
+            which = FORWARD if case.passes == (FORWARD,) else BOTH
+            timed = {name: found[name].timed(which) for name in rivals}
+            times = timing.interleave(self.device, timed, SHORTEST)
+            for rival in sorted(rivals, key=lambda name: statistics.median(times[name])):
+                note = f"of {rival}"
+                for name, mode in self.device.modes.items():
+                    add(name, timing.compiled, case.functions[rival], mode)
+                if "compile" in found:  # not all of them can be compiled
+                    break
+            if case.suite == "compiled":
+                add("fastvae-compile", timing.compiled, ours)
+        if self.jax and case.jax and case.elements <= JAX_LIMIT:
+            add("jax", self.jax.Jax, case, inputs, upstream)
+        for which, cold in [(p, False) for p in case.passes] + [(BOTH, True)] * case.cold:
+            each = {n: self.attempt(case, n, made.timed, which) for n, made in found.items()}
+            timed = {n: t for n, t in each.items() if t is not None}
+            self.time(case, timed, seconds * (1 + cold), case.label, which, cold, note)
+
+    def measure_step(self, entry: Model, seconds: float) -> None:
+        """A model's training step with each objective, and by its side the objectives without the networks."""
+        torch.manual_seed(0)
+        model = entry.build(entry.widths[self.device.gpu is not None]).to(self.device.torch_device)
+        x = entry.x(torch.randn(entry.batch, device=self.device.torch_device))
+
+        def checked(kind: str, with_compiler: bool) -> models.Step:
+            made = models.Step(copy.deepcopy(model), x, kind, with_compiler)
+            if problem := made.wrong():
+                raise WrongResult(problem)
             return made
 
+        steps: dict[str, Timed] = {}
+        alone: dict[str, Timed] = {}
+        kinds = [
+            ("fastvae", "fastvae", False),
+            (AGAIN, "fastvae", False),
+            ("eager", "eager", False),
+        ]
+        kinds += [("compile", "eager", True), ("fastvae-compile", "fastvae", True)] * entry.compiled
+        for name, kind, with_compiler in kinds:
+            step = self.attempt(entry, name, checked, kind, with_compiler)
+            if step is not None:
+                steps[name] = Timed(step)
+            if step is not None and name == kind:
+                alone[name] = Timed(step.alone())
+        self.time(entry, steps, 4 * seconds, str(entry), "step")
+        self.time(entry, alone, seconds, f"objective of: {entry.name}", BOTH)
+
+    def measure(self, entry: Entry, seconds: float) -> None:
+        torch._dynamo.reset()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(entry.threads or threads)
         try:
-            made = session.attempt(name, checked)
-        except _Wrong:
-            return
-        if made is not None:
-            found[name] = made
-
-    plain = baselines.functions(case)
-    for name, function in plain.items():
-        add(name, partial(Torch, function, inputs, upstream))
-    if "fastvae" in found:
-        found[AGAIN] = found["fastvae"]
-        if device.gpu is not None and case.pixels + case.latents <= LAUNCH_BOUND:
-            add("fastvae-cuda-graph", partial(CudaGraph, plain["fastvae"], inputs, upstream))
-    notes = {}
-    rivals = [name for name in plain if name in found and name != "fastvae"]
-    if entry.compiled and rivals:
-        which = FORWARD if case.op == "noise" else BOTH
-        times = interleave(device, {n: _timed(found[n], which) for n in rivals}, SHORTEST)
-        fastest = min(rivals, key=lambda name: statistics.median(times[name]))
-        for name, mode in device.modes.items():
-            notes[name] = f"of {fastest}"
-            add(name, partial(Compiled, plain[fastest], inputs, upstream, mode))
-    if entry.compiled and case.after_sigmoid and "fastvae" in found:
-        add("fastvae-compile", partial(Compiled, plain["fastvae"], inputs, upstream))
-    if entry.jax and (jax := _jax(device)) is not None:
-        add("jax", partial(jax.Jax, case, inputs, upstream))
-    return found, notes
-
-
-class _Wrong(BaseException):
-    """Ends an attempt whose problem has been noted."""
-
-
-def _timed(implementation: Implementation, which: str) -> Timed:
-    timed = implementation.timed(which)
-    assert timed is not None
-    return timed
-
-
-def _jax(device: Device) -> Any:
-    """The module of the JAX baselines, or None where `why_no_jax` has a reason."""
-    if why_no_jax(device) is None:
-        return importlib.import_module("fastvae.bench.jax_baselines")
-    return None
-
-
-def why_no_jax(device: Device) -> str | None:
-    try:
-        module = importlib.import_module("fastvae.bench.jax_baselines")
-    except ModuleNotFoundError:
-        return "JAX is not installed: pip install jax"
-    reason: str | None = module.why_not(device.torch_device)
-    return reason
-
-
-def _measure_case(device: Device, entry: Entry, seconds: float) -> tuple[list[Row], list[LeftOut]]:
-    session = _Session(entry)
-    found, notes = _implementations(device, entry, session)
-    rows = []
-    for which, cold in [(p, False) for p in entry.passes] + [(BOTH, True)] * entry.cold:
-        timed = {}
-        for name, made in found.items():
-            if (one := session.attempt(name, made.timed, which)) is not None:
-                timed[name] = one
-        length = seconds * (2 if cold else 1)
-        rows += _rows(device, entry, timed, length, entry.case.label, which, cold, notes)
-    return rows, session.left_out
-
-
-def _measure_step(device: Device, entry: Entry, seconds: float) -> tuple[list[Row], list[LeftOut]]:
-    """A model's training step with each objective, and by its side the plain objectives without the networks."""
-    assert entry.model is not None
-    session = _Session(entry)
-    torch.manual_seed(0)
-    model = entry.model.build(device.torch_device.type == "cuda").to(device.torch_device)
-    x = entry.model.data(entry.model.batch, device.torch_device)
-    kinds = {"fastvae": ("fastvae", False), AGAIN: ("fastvae", False), "eager": ("eager", False)}
-    if entry.compiled:
-        kinds |= {"compile": ("eager", True), "fastvae-compile": ("fastvae", True)}
-    steps: dict[str, Timed] = {}
-    for name, (objective, compiled) in kinds.items():
-        step = models.Step(copy.deepcopy(model), x, objective, compiled, entry.model.likelihood)
-        problem = session.attempt(name, step.wrong)
-        if problem:
-            session.drop(name, problem, wrong=True)
-        elif problem is not None:  # that is, where it did not raise
-            steps[name] = step.timed()
-    op = f"step: {entry.model.name}"
-    rows = _rows(device, entry, steps, 4 * seconds, op, "step")
-    alone: dict[str, Timed] = {
-        name: models.objective_alone(entry.case, name, device.torch_device)
-        for name in ("fastvae", "eager")
-        if name in steps
-    }
-    rows += _rows(device, entry, alone, seconds, f"objective of: {entry.model.name}", BOTH)
-    for row in rows:
-        row.bytes = None  # of the networks nothing is known, and the sample's are counted elsewhere
-    return rows, session.left_out
+            if isinstance(entry, Model):
+                self.measure_step(entry, seconds)
+            else:
+                self.measure_case(entry, seconds)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def run(
@@ -437,7 +230,7 @@ def run(
     row_seconds: float,
     seconds: float | None = None,
     on_progress: Callable[[str, float, float], None] = lambda name, done, total: None,
-) -> Result:
+) -> Run:
     """Measure all `entries`, each pass for `row_seconds`; or what can be measured in `seconds`: rows get shorter first,
     then the entries go for which no time is left, which come last in a plan.
 
@@ -446,46 +239,32 @@ def run(
     # AOTAutograd's cache knows an op by its name, and would time what it was in another version of fastvae.
     functorch: Any = importlib.import_module("torch._functorch.config")
     functorch.enable_autograd_cache = False
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    result = Result(load=load, copies=devices.copy_bandwidth(device))
-    deadline = math.inf if seconds is None else time.perf_counter() + seconds
-    threads = torch.get_num_threads()
-    costs = [_fixed(e, device) + e.timings * row_seconds for e in entries]
+    deadline = time.perf_counter() + (seconds or math.inf)
+    found = Run(device)
+    costs = [cost(e, device) for e in entries]
     spent = estimated = 1.0
-    for i, entry in enumerate(entries):
-        on_progress(str(entry), sum(costs[:i]), sum(costs))
-        started = time.perf_counter()
-        pace = spent / estimated  # how this machine compares with the estimates
+    for i, (entry, (fixed, timings)) in enumerate(zip(entries, costs, strict=True)):
+        on_progress(str(entry), sum(f for f, _ in costs[:i]), sum(f for f, _ in costs))
+        # How this machine compares with the estimates, and what is left.
+        started, pace = time.perf_counter(), spent / estimated
         left = deadline - started
-        if _fixed(entry, device) * pace > left:
-            result.left_out.append(LeftOut(str(entry), "all", "no time was left for it"))
+        if (
+            16 * entry.elements > device.free_bytes()
+        ):  # inputs, gradients, a plain one's temporaries
+            found.leave_out(entry, "all", "needs more memory than is free")
             continue
-        length = row_seconds
-        if seconds is not None:
-            rest = entries[i:]
-            for_rows = left - pace * sum(_fixed(e, device) for e in rest)
-            length = for_rows / sum(e.timings for e in rest)
-            length = min(max(length, min(SHORTEST, row_seconds)), row_seconds)
-        torch._dynamo.reset()
-        if entry.threads is not None:
-            torch.set_num_threads(entry.threads)
-        try:
-            measure = _measure_step if entry.model else _measure_case
-            rows, left_out = measure(device, entry, length)
-        except Exception as error:  # what was measured so far is not lost
-            reason, memory = _reason(error)
-            rows, left_out = [], [LeftOut(str(entry), "all", reason, wrong=not memory)]
-        finally:
-            torch.set_num_threads(threads)
-            device.release()
-        result.rows += rows
-        result.left_out += left_out
+        if pace * fixed > left:
+            found.leave_out(entry, "all", "no time was left for it")
+            continue
+        length = (left - pace * sum(f for f, _ in costs[i:])) / sum(n for _, n in costs[i:])
+        length = max(min(length, row_seconds), min(SHORTEST, row_seconds))
+        # What was measured so far is not lost with an entry that fails.
+        found.attempt(entry, "all", found.measure, entry, length)
         spent += time.perf_counter() - started
-        estimated += _fixed(entry, device) + entry.timings * length
-    on_progress("", sum(costs), sum(costs))
-    result.copies_after = devices.copy_bandwidth(device)
-    bandwidth = statistics.median(result.copies + result.copies_after)
-    for row in result.rows:
-        if row.bytes:
-            row.bandwidth_fraction = row.bytes / row.median / bandwidth
-    return result
+        estimated += fixed + timings * length
+    found.copies_after = device.copy_bandwidth()
+    bandwidth = statistics.median(found.copies + found.copies_after)
+    for row in found.rows:
+        if row["bytes"]:
+            row["bandwidth_fraction"] = row["bytes"] / row["median"] / bandwidth
+    return found
