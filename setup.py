@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import setuptools
 from setuptools import setup
 from setuptools.command.egg_info import egg_info
 
@@ -30,6 +31,12 @@ except ModuleNotFoundError as error:
         f"fastvae: cannot import {error.name!r}. The extension must be compiled against the torch it will run with:\n"
         "  install torch first (pip install torch setuptools ninja), then\n"
         "  pip install --no-build-isolation ."
+    )
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"fastvae: building needs setuptools 77 or later, but {setuptools.__version__} is installed. Update it first: "
+        'pip install "setuptools>=77"'
     )
 
 ROOT = Path(__file__).parent.resolve()
