@@ -12,10 +12,21 @@ import torch
 from torch import Tensor
 
 import fastvae  # noqa: F401
+from fastvae.verify.inputs import (  # noqa: F401
+    DTYPES,
+    REDUCTIONS,
+    WEIGHTS,
+    images,
+    inputs,
+    latents,
+    noise,
+    pairs,
+    tensor,
+    vae_inputs,
+    weight,
+)
 
-REDUCTIONS = ["sum", "batchmean", "mean", "sample", "none"]
 SCALAR_REDUCTIONS = REDUCTIONS[:3]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]
 MIXED = [
     (a, b)
@@ -61,28 +72,6 @@ def random_state() -> Tensor:
     return torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
 
 
-def tensor(values: Any, dtype: torch.dtype, device: Any = None) -> Tensor:
-    """Rounded once, from float64, so that every device and instruction set sees the same numbers."""
-    return torch.tensor(np.array(values, dtype=np.float64, order="C"), dtype=dtype, device=device)
-
-
-def latents(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    device: Any = None,
-    *,
-    prior: bool = False,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """mu and logvar of a posterior as it is met in training, and of a prior."""
-    rng = np.random.default_rng([seed, *shape])
-    names = ["mu", "logvar"] + ["mu_p", "logvar_p"] * prior
-    values = {
-        n: rng.uniform(-3, 2, shape) if "logvar" in n else rng.normal(0, 1.5, shape) for n in names
-    }
-    return {n: tensor(v, dtype, device) for n, v in values.items()}
-
-
 def mixed_latents(
     shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: Any = None, *, prior: bool
 ) -> dict[str, Tensor]:
@@ -91,70 +80,6 @@ def mixed_latents(
         k: t.to(dtypes[2] if "_p" in k else dtypes["logvar" in k])
         for k, t in latents(shape, device=device, prior=prior).items()
     }
-
-
-def noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
-    return tensor(np.random.default_rng([99, *shape]).normal(size=shape), dtype, device)
-
-
-def images(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    x_dtype: torch.dtype | None = None,
-    device: Any = None,
-    *,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """recon_x and x."""
-    rng = np.random.default_rng([1000 + seed, *shape])
-    recon_x, x = rng.normal(0, 1, (2, *shape))
-    return {"recon_x": tensor(recon_x, dtype, device), "x": tensor(x, x_dtype or dtype, device)}
-
-
-def vae_inputs(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: Any = None, **kwargs: Any
-) -> dict[str, Tensor]:
-    """Images of `shape` and latents with five values for each of them."""
-    return images(shape, dtype, device=device, **kwargs) | latents(
-        (shape[0], 5), dtype, device, **kwargs
-    )
-
-
-def inputs(
-    op: str,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    device: Any = None,
-    **kwargs: Any,
-):
-    """Inputs for the op of that name, noise included where it takes some."""
-    if op == "reconstruction_loss":
-        return images(shape, dtype, device=device, **kwargs)
-    if op == "vae_loss":
-        return vae_inputs(shape, dtype, device, **kwargs)
-    tensors = latents(shape, dtype, device, **kwargs)
-    return tensors if op == "kl_normal" else tensors | {"eps": noise(shape, dtype, device)}
-
-
-WEIGHTS: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
-    "element": lambda shape: shape,
-    "sample": lambda shape: (shape[0], *[1] * len(shape[1:])),
-    "channel": lambda shape: (1, *shape[1:2], *[1] * len(shape[2:])),
-    "event": lambda shape: shape[1:],
-    "scalar": lambda shape: (),
-}
-
-
-def weight(
-    kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: Any = None
-) -> Tensor:
-    """A weight that broadcasts to `shape`, some of it 0."""
-    size = WEIGHTS[kind](shape)
-    rng = np.random.default_rng([3000, *size])
-    values = rng.uniform(0.3, 1.7, size)
-    if size:
-        values = np.where(rng.uniform(size=size) < 0.2, 0, values)
-    return tensor(values, dtype, device)
 
 
 # Layouts. Each function returns a tensor with the shape (and unless it says otherwise, the values) of the one it is
@@ -261,25 +186,3 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded_batch": _expanded_batch,
     "expanded_inside": _expanded_inside,
 }
-
-
-def pairs(
-    rows: int,
-    components: int,
-    dims: int,
-    dtype: torch.dtype = torch.float32,
-    device: Any = None,
-    *,
-    by_row: bool | None = False,
-    spread: float = 1.0,
-) -> dict[str, Tensor]:
-    """Samples and Gaussian components; log-weights shared by the rows, one for each of them, or (None) none at all."""
-    rng = np.random.default_rng([rows, components, dims])
-    values = {
-        "z": rng.normal(size=(rows, dims)) * spread,
-        "mu": rng.normal(size=(components, dims)),
-        "logvar": rng.normal(-1, 1, size=(components, dims)),
-    }
-    if by_row is not None:
-        values["log_weight"] = rng.normal(-2, 1, size=(rows, components)[1 - by_row :])
-    return {k: tensor(v, dtype, device) for k, v in values.items()}

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from accuracy import OUTPUTS, UNITS_OF_A_SUM, assert_accurate, evaluate, to_numpy, varied
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvae
 from fastvae import kl_normal, reconstruction_loss, reparameterize, sample_and_kl, vae_loss
 from fastvae.random import philox_normal
+from fastvae.verify import oracle
 
 OPS = list(OUTPUTS)
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]

@@ -28,8 +28,6 @@ from fastvae import (
     vae_loss,
 )
 from fastvae.demo.model import Autoencoder
-from fastvae.demo.objectives import fused
-from fastvae.demo.train import Trained
 from fastvae.random import philox_normal
 
 pytestmark = [
@@ -56,14 +54,14 @@ def _rank(rank: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...
 
 def problem() -> tuple[Autoencoder, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = Autoencoder(torch.Size((1, 6, 6)), LATENTS, 16).double()
+    model = Autoencoder(torch.Size((1, 6, 6)), LATENTS).double()
     x = torch.rand(BATCH, 1, 6, 6, dtype=torch.float64)
     return model, x, torch.randn(BATCH, LATENTS, dtype=torch.float64)
 
 
 def whole_batch() -> tuple[Tensor, dict[str, Tensor]]:
     model, x, eps = problem()
-    loss = fused(model, x, x, beta=BETA, eps=eps).loss
+    loss = model(x, BETA, eps).loss
     loss.backward()
     return loss.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
@@ -74,8 +72,8 @@ def distributed_data_parallel(rank: int) -> list[tuple[Tensor, dict[str, Tensor]
     for cut in (4, 5, 1):
         model, x, eps = problem()
         part = slice(0, cut) if rank == 0 else slice(cut, BATCH)
-        trained = torch.nn.parallel.DistributedDataParallel(Trained(model, fused))
-        loss = trained(x[part], x[part], BETA, eps[part]).loss
+        trained = torch.nn.parallel.DistributedDataParallel(model)
+        loss = trained(x[part], BETA, eps[part]).loss
         loss = loss * (part.stop - part.start) * RANKS / BATCH
         loss.backward()
         mean = loss.detach().clone()
@@ -97,7 +95,7 @@ def tcvae_objective(model: Autoencoder, x: Tensor, eps: Tensor, gather: bool) ->
     """beta-TCVAE's, with the posteriors of all ranks."""
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps=eps)
-    recon = fastvae.reconstruction_loss(model.decode(z), x)
+    recon = fastvae.reconstruction_loss(model.decoder(z), x)
     posteriors = recipes.gather_posteriors(mu, logvar) if gather else (mu, logvar)
     mi, tc, dim = kl_decomposition(z, *posteriors, dataset_size=1000)
     return recon + mi + 6 * tc + dim
@@ -138,11 +136,10 @@ def fully_sharded(rank: int) -> tuple[Tensor, dict[str, Tensor]]:
 
     model, x, eps = problem()
     mesh = init_device_mesh("cpu", (RANKS,))
-    trained = Trained(model, fused)
-    for module in (model.encoder, model.decoder, trained):
+    for module in (model.encoder, model.decoder, model):
         fully_shard(module, mesh=mesh)
     mine = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
-    loss = trained(x[mine], x[mine], BETA, eps[mine]).loss
+    loss = model(x[mine], BETA, eps[mine]).loss
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
@@ -220,7 +217,6 @@ def test_the_demo_under_torchrun(tmp_path):
     pytest.importorskip("matplotlib", reason="the demo extra is not installed")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((103, 6, 6)))
     options = ["-m", "fastvae", "demo", "--data", "x.npz", "--epochs", "4", "--batch-size", "17"]
-    options += ["--noise", "0.2", "--threads", "1"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     epochs = {}
     for name, command in (("one", [sys.executable]), ("two", [*torchrun, str(RANKS)])):

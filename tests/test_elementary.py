@@ -6,9 +6,10 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import oracle
 import pytest
 from cases import elementary, random_bits, sums_to_round
+
+from fastvae.verify import oracle
 
 REAL = [np.float32, np.float64]
 

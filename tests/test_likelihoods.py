@@ -9,7 +9,6 @@ import io
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from accuracy import evaluate, for_the_oracle, to_numpy, varied
@@ -21,8 +20,6 @@ from likelihoods_table import (
     WITH_PARAMETERS,
     Row,
     full,
-    genes,
-    probabilities,
 )
 from scipy import integrate
 from torch.utils import _pytree
@@ -30,6 +27,8 @@ from torch.utils import _pytree
 import fastvae
 from fastvae import likelihoods, reference
 from fastvae.likelihoods import parse
+from fastvae.verify import oracle
+from fastvae.verify.likelihoods import genes, probabilities
 
 F64 = torch.float64
 SIZES = ["element", "channel", "scalar"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import mpmath as mp
 import numpy as np
-import oracle
 import pytest
 import torch
 from accuracy import evaluate, to_numpy, varied
@@ -20,42 +19,11 @@ import fastvae
 from fastvae import kl_normal, reconstruction_loss, vae_loss
 from fastvae._ops import ops
 from fastvae.likelihoods import LogisticMixture
+from fastvae.verify import oracle
+from fastvae.verify.inputs import pictures
 
 Tensors = dict[str, Tensor]
 NARROW = {"log_scale": (-7.5, -6.5), "near": 0.02}  # where digits are dear
-
-
-def pictures(
-    shape: tuple[int, ...] = (3, 5, 7),
-    channels: int = 3,
-    components: int = 10,
-    dtype: torch.dtype = torch.float32,
-    device: Any = None,
-    *,
-    last: bool = False,
-    log_scale: tuple[float, float] = (-7.5, 0.5),
-    near: float = 0.3,
-    seed: int = 0,
-) -> Tensors:
-    """Pixels of all 256 values, and components whose means, given the channels before, are `near` them."""
-    rng = np.random.default_rng([seed, channels, components, *shape])
-    batch, *rest = shape
-    x = rng.integers(0, 256, (channels, batch, *rest)) / 127.5 - 1
-    logits = rng.normal(0, 1, (1, components, *shape))
-    means = x[:, None] + near * rng.normal(0, 1, (channels, components, *shape))
-    scales = rng.uniform(*log_scale, means.shape)
-    raw = rng.normal(0, 1, means.shape)
-    if channels == 3:
-        by = np.tanh(raw)
-        means[1] -= by[0] * x[0]
-        means[2] -= by[1] * x[0] + by[2] * x[1]
-    of_channel = np.stack([means, scales, raw][: channels if channels == 3 else 2], 1)
-    p = np.concatenate([logits[0], of_channel.reshape(np.prod(of_channel.shape[:3]), *shape)])
-    to = -1 if last else 1
-    return {
-        "recon_x": tensor(np.moveaxis(p, 0, to), dtype, device),
-        "x": tensor(np.moveaxis(x, 0, to), dtype, device),
-    }
 
 
 def weight_of(x: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import to_numpy, varied
-from cases import noise, seeded_generator, tensor
+from cases import noise, seeded_generator
 from torch import Tensor
 
 from fastvae import (
@@ -16,21 +16,10 @@ from fastvae import (
     reparameterize,
     sample_and_kl_multivariate_normal,
 )
+from fastvae.verify.inputs import gaussians
+from fastvae.verify.oracle import kl_multivariate_normal as kl_of
 
 NAMES = ("mu", "scale_tril", "mu_p", "scale_tril_p")
-
-
-def gaussians(
-    batch: tuple[int, ...], length: int, dtype: torch.dtype = torch.float32, prior: bool = True
-) -> dict[str, Tensor]:
-    rng = np.random.default_rng([9, *batch, length])
-    made = {}
-    for suffix in ("", "_p"):
-        factor = np.tril(rng.normal(0, 0.6, (*batch, length, length)))
-        factor[..., range(length), range(length)] = rng.uniform(0.3, 2.5, (*batch, length))
-        made["mu" + suffix] = tensor(rng.normal(0, 1.2, (*batch, length)), dtype)
-        made["scale_tril" + suffix] = tensor(factor, dtype)
-    return made if prior else {k: made[k] for k in NAMES[:2]}
 
 
 def packed(factor: Tensor) -> Tensor:
@@ -39,17 +28,13 @@ def packed(factor: Tensor) -> Tensor:
     return torch.cat([factor[..., i, : i + 1] for i in range(length)], -1)
 
 
-def oracle(mu: Tensor, scale_tril: Tensor, mu_p: Tensor | None = None, scale_tril_p=None):
-    """tr(S_p^-1 S) and so on, from the covariances, for each distribution."""
-    m, t = (to_numpy(x).astype(float) for x in (mu, scale_tril))
-    zero, eye = np.zeros_like(m), np.broadcast_to(np.eye(m.shape[-1]), t.shape)
-    m_p, t_p = (zero, eye) if mu_p is None else (to_numpy(x).astype(float) for x in (mu_p, scale_tril_p))  # fmt: skip
-    s, s_p = t @ np.swapaxes(t, -1, -2), t_p @ np.swapaxes(t_p, -1, -2)
-    inverse, apart = np.linalg.inv(s_p), (m - m_p)[..., None]
-    square = np.swapaxes(apart, -1, -2) @ inverse @ apart
-    trace = np.trace(inverse @ s, axis1=-2, axis2=-1)
-    logs = np.linalg.slogdet(s_p)[1] - np.linalg.slogdet(s)[1]
-    return (trace + square[..., 0, 0] - m.shape[-1] + logs) / 2
+def oracle(**given: Tensor) -> np.ndarray:
+    """For each distribution, flat."""
+    arrays = {k: to_numpy(t) for k, t in given.items()}
+    arrays = {
+        k: a.reshape(-1, *a.shape[a.ndim - (2 if "scale" in k else 1) :]) for k, a in arrays.items()
+    }
+    return kl_of(**arrays, reduction="sample", upstream=[None])[0][0]
 
 
 @pytest.mark.parametrize("prior", [False, True])

@@ -46,9 +46,11 @@ def test_the_example_of_contributing(tmp_path):
     python = tmp_path / "fastvae/likelihoods.py"
     put_before(python, "_NAMED: dict", plain + "\n\n")
     put_before(python, '    "l1": L1(),\n', '    "log_cosh": LogCosh(),\n')
-    put_before(tmp_path / "tests/oracle.py", "LIKELIHOODS = {\n", oracle + "\n\n")
-    put_before(tmp_path / "tests/oracle.py", '    "L1": l1,\n', '    "LogCosh": log_cosh,\n')
-    put_before(tmp_path / "tests/likelihoods_table.py", "EVERY_ROW = ", row + "\n")
+    put_before(tmp_path / "fastvae/verify/oracle.py", "LIKELIHOODS = {\n", oracle + "\n\n")
+    put_before(
+        tmp_path / "fastvae/verify/oracle.py", '    "L1": l1,\n', '    "LogCosh": log_cosh,\n'
+    )
+    put_before(tmp_path / "fastvae/verify/likelihoods.py", "# fmt: on\n", row + "\n")
 
     run("setup.py", "--quiet", "build_ext", "--inplace", cwd=tmp_path)
     tests = ("tests/test_likelihoods.py", "tests/test_likelihoods_fused.py")

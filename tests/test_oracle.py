@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mpmath
 import numpy as np
-import oracle
 import pytest
 import torch
 from accuracy import OUTPUTS, for_the_oracle, to_numpy, varied
 from cases import REDUCTIONS, inputs
 from likelihoods_table import ROWS
 from scipy import stats
+
+from fastvae.verify import oracle
 
 DIGITS = 4 * float(np.finfo(np.longdouble).eps)
 
@@ -74,10 +75,10 @@ def test_gradients_of_likelihoods(name, options, parameters):
     )
 
 
-def assert_gradients(name, tensors, options):
+def assert_gradients(name, tensors, options, count=None):
     arrays = {k: to_numpy(t) for k, t in tensors.items()}
-    op = getattr(oracle, name)
-    outputs, _ = op(**arrays, upstream=[None] * len(OUTPUTS[name]), **options)
+    op = name if callable(name) else getattr(oracle, name)
+    outputs, _ = op(**arrays, upstream=[None] * (count or len(OUTPUTS[name])), **options)
     upstream = [to_numpy(varied(o.shape, None, low=0.2 + i)) for i, o in enumerate(outputs)]
     _, grads = op(**arrays, upstream=upstream, **options)
 
@@ -94,6 +95,27 @@ def assert_gradients(name, tensors, options):
             step[index] = 1e-5
             slope = (objective(**{k: array + step}) - objective(**{k: array - step})) / 2e-5
             np.testing.assert_allclose(grads[k][index], slope, rtol=1e-7, atol=1e-8)
+
+
+def test_gradients_of_full_covariances():
+    rng = np.random.default_rng(1)
+    tensors = {k: torch.from_numpy(rng.normal(size=(3, 4))) for k in ("mu", "mu_p", "eps")}
+    for name in ("scale_tril", "scale_tril_p"):
+        factor = rng.normal(0, 0.6, (3, 4, 4)) + 2 * np.eye(4)
+        tensors[name] = torch.from_numpy(np.tril(factor))
+
+    def call(mu, scale_tril, mu_p, scale_tril_p, eps, **options):
+        return oracle.sample_and_kl_multivariate_normal(
+            mu, scale_tril, mu_p, scale_tril_p, eps=eps, **options
+        )
+
+    for reduction in ("mean", "sample"):
+        assert_gradients(call, tensors, {"reduction": reduction}, 2)
+
+
+def test_gradients_of_importance_weights():
+    tensors = {"log_weight": torch.from_numpy(np.random.default_rng(2).normal(size=(3, 4)))}
+    assert_gradients(oracle.iwae_loss, tensors, {}, 1)
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -6,7 +6,6 @@ import inspect
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 import fastvae
 from fastvae import reference
+from fastvae.verify import oracle
 
 OPS = list(OUTPUTS)
 

@@ -7,40 +7,29 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import fastvae
-from fastvae.cli._checks import (
-    ACTIVATION_LIMIT,
-    MEANING,
-    OPS,
-    SUM_LIMIT,
-    VALUE_LIMIT,
-    Check,
-    checks,
-)
+from fastvae.verify.accuracy import UNITS, UNITS_OF_A_SUM
+from fastvae.verify.checks import MEANING, OPS, Check, checks
 
 DESCRIPTION = """\
-Compare every op, dtype, reduction, likelihood, weight and prior, values and gradients, with
-fastvae.reference evaluated in float64 on this machine, and check the other promises: a KL that is
-right near the prior, NaN and infinity, equal bits for equal inputs, the noise. Exits with 1 if one
-is broken.
+Compare every op, dtype, reduction, likelihood, weight and prior, values and gradients, with formulas
+in NumPy's extended precision, and check the other promises: a KL that is right near the prior, NaN
+and infinity, equal bits for equal inputs, the noise. Exits with 1 if one is broken.
 """
 
-HEADER = """\
-fastvae {version} on {device}, torch {torch}, against fastvae.reference in float64
-(float64 itself: the KL, the samples, "mse" and "gaussian" against the same formulas in 40-digit decimals).
+HEADER = f"""\
+fastvae {{version}} on {{device}}, torch {{torch}}, against formulas in NumPy's extended precision.
 
-Errors are in units of rounding of the result's dtype: the spacing of its numbers at the size of the
-result, or of its largest term where terms cancel. A correctly rounded result is off by 0.5 at most.
-  error    the largest of fastvae's
-  PyTorch  the reference's own, in the same dtype
-  limit    {value:g} ({sums:g} for a sum, {act:g} for a gradient through an activation),
-           or twice PyTorch's if more; for 16-bit inputs its error in float32
+Errors are in units of rounding of the result's dtype: the spacing of its numbers at the true value.
+  error    fastvae's, in the element that comes closest to its limit
+  PyTorch  the largest error of the plain expression in that tensor (in float32 for 16-bit inputs)
+  limit    {UNITS} ({UNITS_OF_A_SUM} for a sum), or twice PyTorch's if more
 A line stands for several checks and shows the one that comes closest to its limit.
 """
 
@@ -50,13 +39,15 @@ Further promises, each in its own unit:
 """
 
 ROUNDING = "{:<20} {:<9} {:<9} {:>6}  {:>8} {:>8} {:>8}  {:<7} {}"
-PROMISE = "{:<17} {:<20} {:<22} {:>6}  {:>8} {:>8}  {:<7} {}"
+PROMISE = "{:<17} {:<34} {:<22} {:>6}  {:>8} {:>8}  {:<7} {}"
 LISTED = 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
-        "verify", help="compare every op with a float64 reference", description=DESCRIPTION
+        "verify",
+        help="compare every op with formulas in extended precision",
+        description=DESCRIPTION,
     )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller inputs: seconds")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
@@ -75,44 +66,22 @@ def _number(value: float | None) -> str:
     return f"{value:.2g}" if 0.01 <= abs(value) < 1 else f"{value:.1e}"
 
 
-def _groups(
-    found: Iterable[Check], key: Callable[[Check], tuple[str, ...]]
-) -> Iterator[tuple[tuple[str, ...], list[Check], Check]]:
-    """Each group's key, checks and worst check."""
+def _print(
+    line: str,
+    titles: Sequence[str],
+    found: Iterable[tuple[Check, tuple[str, ...]]],
+    row: Callable[[Check], Sequence[object]],
+) -> None:
+    """A line for each group of checks, which has a key: the key, how many, the worst one's `row`."""
+    print(line.format(*titles))
     groups: dict[tuple[str, ...], list[Check]] = {}
-    for check in found:
-        groups.setdefault(key(check), []).append(check)
-    for name, group in groups.items():
-        yield name, group, max(group, key=lambda check: check.strain)
-
-
-def _verdict(group: Iterable[Check]) -> str:
-    return "ok" if all(check.ok for check in group) else "BROKEN"
-
-
-def _print_rounding(found: Iterable[Check]) -> None:
-    def key(check: Check) -> tuple[str, ...]:
-        return check.op, "mixed" if "/" in check.dtype else check.dtype, check.result
-
-    titles = ("op", "dtype", "result", "checks", "error", "PyTorch", "limit", "", "in")
-    print(ROUNDING.format(*titles))
-    for (op, dtype, result), group, worst in _groups(found, key):
-        case = f"{worst.case}, {worst.dtype}" if dtype == "mixed" else worst.case
-        numbers = map(_number, (worst.error, worst.torch_error, worst.limit))
-        print(ROUNDING.format(op, dtype, result, len(group), *numbers, _verdict(group), case))
-
-
-def _print_promises(found: Iterable[Check]) -> None:
-    def key(check: Check) -> tuple[str, ...]:
-        op = check.op if check.limit else ""  # where nothing may differ, one line for all ops
-        return check.contract, op, check.result or check.case, f"{check.limit} {check.unit}"
-
-    titles = ("promise", "op", "case", "checks", "found", "limit", "", "unit")
-    print(PROMISE.format(*titles))
-    in_order = sorted(found, key=lambda check: list(MEANING).index(check.contract))
-    for (promise, op, case, _), group, worst in _groups(in_order, key):
-        numbers = map(_number, (worst.error, worst.limit))
-        print(PROMISE.format(promise, op, case, len(group), *numbers, _verdict(group), worst.unit))
+    for check, key in found:
+        groups.setdefault(key, []).append(check)
+    for key, group in groups.items():
+        worst = max(group, key=lambda check: check.strain)
+        verdict = "ok" if all(check.ok for check in group) else "BROKEN"
+        *numbers, last = row(worst)
+        print(line.format(*key[:3], len(group), *map(_number, numbers), verdict, last))  # type: ignore[arg-type]
 
 
 def _print_broken(broken: Sequence[Check]) -> None:
@@ -154,23 +123,26 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastvae verify: cannot run on {args.device!r}: {error}", file=sys.stderr)
         return 2
     device = probe.device
-    print(
-        HEADER.format(
-            version=fastvae.__version__,
-            device=device,
-            torch=torch.__version__,
-            value=VALUE_LIMIT,
-            sums=SUM_LIMIT,
-            act=ACTIVATION_LIMIT,
-        )
-    )
+    print(HEADER.format(version=fastvae.__version__, device=device, torch=torch.__version__))
     started = time.perf_counter()
-    found = list(checks(args.ops, args.quick, device))
-    rounding = [check for check in found if check.contract == "rounding"]
+    found = checks(args.ops, args.quick, device)
+    rounding = [
+        (c, (c.op, "mixed" if "/" in c.dtype else c.dtype, c.result))
+        for c in found
+        if c.contract == "rounding"
+    ]
+    titles = ("op", "dtype", "result", "checks", "error", "PyTorch", "limit", "", "in")
     if rounding:
-        _print_rounding(rounding)
+        _print(ROUNDING, titles, rounding, lambda c: (c.error, c.torch_error, c.limit, c.case))
     print(PROMISES_HEADER)
-    _print_promises(check for check in found if check.contract != "rounding")
+    # Where nothing may differ, one line stands for all ops.
+    others = [
+        (c, (c.contract, c.op if c.limit else "", c.result or c.case, c.dtype * bool(c.limit)))
+        for c in sorted(found, key=lambda c: list(MEANING).index(c.contract))
+        if c.contract != "rounding"
+    ]
+    headings = ("promise", "op", "case", "checks", "found", "limit", "", "unit")
+    _print(PROMISE, headings, others, lambda c: (c.error, c.limit, c.unit))
     if args.json:
         _write_json(args.json, device, found)
     broken = [check for check in found if not check.ok]

@@ -2,207 +2,137 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from sklearn.decomposition import PCA
+from matplotlib.ticker import LogLocator, NullLocator
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from fastvae.demo.data import Dataset
 from fastvae.demo.model import Autoencoder
-from fastvae.demo.train import Config, Generators, History, corrupt
+from fastvae.demo.train import Config, History
 
-__all__ = ["draw_all"]
-
-LOSS, RECON, KL = 0, 1, 2  # a History's columns
-INK = "#222222"
-GREY = "#8a8a8a"
-OURS = "#4c9be8"
-STYLE: dict[Any, Any] = {
+BLUE, DARK = "#4c9be8", "#222222"
+PROJECTED = 3000  # images in the picture of the latent space; t-SNE of more takes long
+STYLE = {
     "figure.dpi": 150,
-    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
     "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.15,
-    "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
+}
+LOOK = {
+    "reconstructions.png": "each reconstruction must look like the image above it",
+    "samples.png": "most must look like images of the data set",
+    "latent.png": "images of a class lie together, though no label was used in training",
+    "curves.png": "the curves of fastvae and of plain PyTorch must lie on each other",
 }
 
 
 def draw_all(
-    folder: Path,
-    config: Config,
-    model: Autoencoder,
-    data: Dataset,
-    ours: History,
-    plain: History | None,
-) -> list[Path]:
-    """Write the four pictures into `folder` and return their paths."""
-    figures: dict[str, Callable[[], Figure]] = {
-        "reconstructions.png": lambda: reconstructions(config, model, data),
-        "samples.png": lambda: samples(config, model, data),
-        "latent.png": lambda: latent_space(config, model, data),
-        "curves.png": lambda: curves(config, ours, plain),
-    }
-    paths = []
-    with rc_context(STYLE), torch.no_grad():
-        for name, draw in figures.items():
-            paths.append(folder / name)
-            draw().savefig(paths[-1])
-    return paths
+    folder: Path, config: Config, model: Autoencoder, data: Dataset, histories: dict[str, History]
+) -> dict[Path, str]:
+    """Write the four pictures into `folder`; returns, for each path, what to look at there."""
+    with rc_context(STYLE), torch.no_grad():  # type: ignore[arg-type]
+        figures = [reconstructions(model, data), samples(config, model, data)]
+        figures += [latent_space(config, model, data), curves(config, histories)]
+        for name, figure in zip(LOOK, figures, strict=True):
+            figure.savefig(folder / name)
+    return {folder / name: look for name, look in LOOK.items()}
 
 
-def reconstructions(config: Config, model: Autoencoder, data: Dataset) -> Figure:
-    """Test images above what the model makes of them (z = mu), with any corruption in between."""
-    columns, blocks = 14, 3
-    target = data.test[: columns * blocks]
-    inputs = corrupt(target, config.noise, Generators(config).corruption)
-    rows = {"input": target, "reconstruction": model.decode(model.encode(inputs)[0])}
-    title = "Test images and their reconstructions"
-    if config.noise:
-        rows = {"clean": target, "corrupted": inputs, "denoised": rows["reconstruction"]}
-        title = f"Test images, corrupted by noise of {config.noise:g}, and denoised"
-    columns = min(columns, len(target))
-    blocks = math.ceil(len(target) / columns)
-    height, gap = len(rows), 0.35
-    figure, axes = _canvas(columns, blocks * height + (blocks - 1) * gap, title)
-    for block in range(blocks):
-        for row, (label, images) in enumerate(rows.items()):
-            top = block * (height + gap) + row
-            strip = images[block * columns : (block + 1) * columns]
-            _place(axes, strip, top, data.colormap)
-            axes.text(-0.2, top + 0.5, label, ha="right", va="center")
+def reconstructions(model: Autoencoder, data: Dataset) -> Figure:
+    """Test images above what the model makes of them (z = mu)."""
+    target = data.images[data.cut :][:42]
+    rows = {"image": target, "reconstruction": model.decoder(model.encode(target)[0])}
+    columns = min(14, len(target))
+    blocks = len(target) // columns
+    figure = Figure(figsize=(0.6 * columns + 1.2, 0.62 * blocks * len(rows) + 0.5))
+    for block, axes in enumerate(figure.subplots(blocks, 1, squeeze=False)[:, 0]):
+        part = slice(block * columns, (block + 1) * columns)
+        height = grid(axes, torch.cat([images[part] for images in rows.values()]), columns, data)
+        axes.set_yticks([(row + 0.5) * height for row in range(len(rows))], list(rows))
+    figure.suptitle("Test images and their reconstructions")
     return figure
 
 
 def samples(config: Config, model: Autoencoder, data: Dataset) -> Figure:
     """Images decoded from z ~ N(0, I)."""
-    columns, rows = 16, 8
-    generator = Generators(config).latent
-    z = torch.randn(columns * rows, config.latent_dim, generator=generator, device=data.test.device)
-    title = "Samples from the prior: z ~ N(0, I), decoded"
-    if config.model != "vae":
-        title = "z ~ N(0, I), decoded: an autoencoder's codes follow no prior"
-    figure, axes = _canvas(columns, rows, title)
-    for row, strip in enumerate(torch.split(model.decode(z), columns)):
-        _place(axes, strip, row, data.colormap)
+    generator = torch.Generator().manual_seed(config.seed)
+    z = torch.randn(128, config.latent_dim, generator=generator).to(data.images.device)
+    figure = Figure(figsize=(9.6, 5.2))
+    axes = figure.subplots()
+    grid(axes, model.decoder(z), 16, data)
+    axes.set_title("Samples from the prior: z ~ N(0, I), decoded")
     return figure
 
 
 def latent_space(config: Config, model: Autoencoder, data: Dataset) -> Figure:
-    """The codes mu of all images by class, on two principal axes if there are more dimensions."""
-    batches = torch.split(torch.cat([data.train, data.test]), 1024)
-    mu = torch.cat([model.encode(images)[0] for images in batches])
-    codes = mu.cpu().double().numpy()
-    what = "mu" if config.model == "vae" else "z"
-    labels = [f"{what}[{i}]" for i in range(2)]
-    if config.latent_dim > 2:
-        pca = PCA(2, svd_solver="full")
-        codes = pca.fit_transform(codes)
-        labels = [
-            f"principal component {i + 1} of {what} ({share:.0%} of its variance)"
-            for i, share in enumerate(pca.explained_variance_ratio_)
-        ]
+    """mu of the images by class: as it is in two dimensions, projected by t-SNE if there are more."""
+    mu = torch.cat([model.encode(part)[0] for part in data.images[:PROJECTED].split(1024)])
+    codes = mu.cpu().numpy()
     figure = Figure(figsize=(7.2, 6.4))
     axes = figure.subplots()
-    axes.set_title(f"Latent space: {what} of {len(codes):,} images", pad=10)
+    title = f"Latent space: mu of {len(codes):,} images"
+    axes.set(title=title, xlabel="mu[0]", ylabel="mu[1]", aspect="equal", adjustable="datalim")
     if config.latent_dim == 1:
-        axes.hist(codes[:, 0], bins=60, color=OURS)
-        axes.set(xlabel=labels[0], ylabel="images")
+        axes.set(aspect="auto", ylabel="images")
+        axes.hist(codes[:, 0], bins=60, color=BLUE)
         return figure
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.set_aspect("equal", adjustable="datalim")
-    x, y = codes.T
-    if data.train_labels is None or data.test_labels is None:
-        axes.scatter(x, y, s=12, color=OURS, alpha=0.6, linewidths=0)
-        return figure
-    classes = torch.cat([data.train_labels, data.test_labels]).numpy()
-    colours = _colours(len(data.classes))
+    if config.latent_dim > 2:
+        title += f", from {config.latent_dim} to 2 dimensions by t-SNE"
+        axes.set(title=title, xlabel="", ylabel="", xticks=[], yticks=[])
+        codes = TSNE(perplexity=min(30, len(codes) / 4), random_state=0).fit_transform(codes)
+    labels = data.labels[: len(codes)].numpy()
+    count = len(data.classes)
+    colours = colormaps["tab10" if count <= 10 else "turbo"](np.arange(count) / max(9, count - 1))
     # All points in one call, so that no class covers the others.
-    axes.scatter(x, y, s=12, color=colours[classes], alpha=0.7, linewidths=0)
-    if len(data.classes) <= 20:
-        for name, colour in zip(data.classes, colours, strict=True):
-            axes.scatter([], [], s=30, color=[colour], label=name)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.scatter(codes[:, 0], codes[:, 1], s=12, color=colours[labels], alpha=0.7, linewidths=0)
+    for index in np.unique(labels) if 1 < count <= 30 else ():
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": colours[index]}
+        own = codes[labels == index]
+        far = np.median(np.linalg.norm(own[:, None] - own, axis=2), axis=1)
+        axes.annotate(data.classes[index], own[far.argmin()], ha="center", va="center", bbox=box)
     return figure
 
 
-def curves(config: Config, ours: History, plain: History | None) -> Figure:
+def curves(config: Config, histories: dict[str, History]) -> Figure:
     """The epochs' means of each term, fastvae's and plain PyTorch's on top of each other."""
-    terms = [(RECON, "Reconstruction: squared error per image")]
-    if config.model == "vae":
-        terms.append((KL, "KL: nats per image"))
-        terms.append((LOSS, f"Total: reconstruction + {config.beta:g} KL"))
-    figure = Figure(figsize=(3.9 * len(terms), 3.2))
-    panels: Sequence[Axes] = figure.subplots(1, len(terms), squeeze=False)[0]
-    epochs = np.arange(1, len(ours.epochs) + 1)
-    for axes, (term, title) in zip(panels, terms, strict=True):
-        axes.plot(epochs, ours.epochs[:, term], color=OURS, linewidth=4, label="fastvae")
-        if plain is not None:
-            line = axes.plot(epochs, plain.epochs[:, term], color=INK, linewidth=1)[0]
-            line.set(linestyle=(0, (4, 3)), label="plain PyTorch")
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if term == KL:
-            axes.set_ylim(bottom=0)
-        else:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    titles = ["Reconstruction: squared error per image", "KL: nats per image"]
+    titles.append(f"Total: reconstruction + {config.beta:g} KL")
+    styles = {"fastvae": (BLUE, 4, "-"), "plain PyTorch": (DARK, 1, (0, (4, 3)))}
+    figure = Figure(figsize=(11.7, 3.2))
+    panels = figure.subplots(1, 3)
+    for axes, title, term in zip(panels, titles, (1, 2, 0), strict=True):
+        for name, history in histories.items():
+            colour, width, dashes = styles[name]
+            axes.plot(history.epochs[:, term], color=colour, lw=width, ls=dashes, label=name)
+        axes.set(title=title, xlabel="epoch", yscale="linear" if term == 2 else "log")
+        axes.grid(axis="y", color="#e6e6e6")
+        if term != 2:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
-    if plain is not None:
-        panels[0].legend(loc="upper right")
-    figure.tight_layout(w_pad=2)
+    panels[0].legend(loc="upper right")
     return figure
 
 
-def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """Axes on which one image takes one unit, row 0 at the top."""
-    scale = 0.55
-    figure = Figure(figsize=(width * scale, height * scale))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-    axes.axis("off")
-    axes.set_title(title, pad=8, fontsize=11)
-    return figure, axes
-
-
-def _place(axes: Axes, images: Tensor, top: float, colormap: str) -> None:
-    """Lay images [n, C, H, W] side by side into the row that begins at `top`."""
-    margin = 0.04
-    for column, image in enumerate(images.cpu().numpy()):
-        box = (column + margin, column + 1 - margin, top + 1 - margin, top + margin)
-        if len(image) == 1:
-            axes.imshow(image[0], cmap=colormap, vmin=0, vmax=1, extent=box, aspect="auto")
-        else:
-            axes.imshow(image.transpose(1, 2, 0), extent=box, aspect="auto")
-
-
-def _colours(count: int) -> np.ndarray:
-    if count <= 10:
-        return colormaps["tab10"](np.arange(count))
-    if count <= 20:
-        return colormaps["tab20"](np.arange(count))
-    return colormaps["turbo"](np.linspace(0.05, 0.95, count))
+def grid(axes: Axes, images: Tensor, columns: int, data: Dataset) -> int:
+    """Show images [N, C, H, W] in rows of `columns`, white between them; returns a row's height."""
+    values = (1 - images if data.ink else images).cpu().expand(-1, 3, -1, -1)
+    gap = max(1, values.shape[-1] // 12)
+    framed = torch.nn.functional.pad(values, (gap, gap, gap, gap), value=1.0)
+    _, _, height, width = framed.shape
+    tiles = framed.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
+    axes.imshow(tiles.reshape(-1, columns * width, 3).numpy())
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(left=False)
+    axes.spines[:].set_visible(False)
+    return height

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Array = NDArray[np.longdouble]
 Upstream = Sequence[ArrayLike | None]
@@ -148,7 +147,9 @@ def student_t(r, x, df, log_scale, full=False):
     square = ((r - x) / scale) ** 2
     pull = (df + 1) / (df + square)
     value = log_scale + (df + 1) / 2 * np.log1p(square / df)
-    value = value - (stats.t.logpdf(0, float(df)) if full else 0)
+    if full:
+        normalizer = gammas(df / 2)[0] - gammas((df + 1) / 2)[0]
+        value = value + normalizer + np.log(4 * np.arctan(real(1)) * df) / 2
     return of_delta(value, pull * (r - x) / scale**2, log_scale=1 - pull * square)
 
 
@@ -229,6 +230,15 @@ def negative_binomial(r, x, theta=None, zero_logits=None, total_count=None):
     }
 
 
+def negative_binomial_of_few(recon_x, theta, *, x, upstream):
+    """For small counts: the quotient of gamma functions is a product of x factors, which keep their digits for any theta."""
+    r, k = recon_x, np.arange(x.max(), dtype=np.longdouble)[:, None]
+    near, ratio = np.log1p((k - r) / (theta + r)), np.log((theta + k) / (theta + r))
+    factors = np.where(np.abs(k - r) < (theta + r) / 2, near, ratio) - np.log(k + 1)
+    value = theta * np.log1p(r / theta) - x * np.log(r) - np.where(k < x, factors, 0).sum(0)
+    return (value,), {"recon_x": upstream[0] * theta / (theta + r) * (r - x) / r}
+
+
 LIKELIHOODS = {
     "SquaredError": squared_error,
     "Gaussian": gaussian,
@@ -287,6 +297,42 @@ def reparameterize(
     sigma = np.exp(logvar / 2)
     dz = spread(upstream[0], "none", mu.shape)
     return (mu + sigma * eps,), {"mu": dz, "logvar": dz * sigma * eps / 2, "eps": dz * sigma}
+
+
+def _density(z: Array, mu: Array, logvar: Array) -> tuple[Array, Array, Array]:
+    """log N(z; mu, exp(logvar)), and its derivatives by mu (by z it is the negative) and by logvar."""
+    precision = np.exp(-logvar)
+    square = (z - mu) ** 2 * precision
+    value = -(np.log(8 * np.arctan(real(1))) + logvar + square) / 2
+    return value, (z - mu) * precision, (square - 1) / 2
+
+
+def normal_log_prob(
+    z: ArrayLike, mu: ArrayLike, logvar: ArrayLike, *, reduction: str = "sample", upstream: Upstream
+) -> Result:
+    z, mu, logvar = real(z), real(mu), real(logvar)
+    value, by_mu, by_logvar = _density(z, mu, logvar)
+    g = spread(upstream[0], reduction, z.shape)
+    grads = {"z": -g * by_mu, "mu": g * by_mu, "logvar": g * by_logvar}
+    return (reduce(value, reduction),), {
+        n: summed_to(d, a.shape) for (n, d), a in zip(grads.items(), (z, mu, logvar), strict=True)
+    }
+
+
+def kl_one_sample(
+    z: ArrayLike,
+    mu: ArrayLike,
+    logvar: ArrayLike,
+    mu_p: ArrayLike,
+    logvar_p: ArrayLike,
+    *,
+    reduction: str = "batchmean",
+    upstream: Upstream,
+) -> Result:
+    (log_q,), of_q = normal_log_prob(z, mu, logvar, reduction=reduction, upstream=upstream)
+    (log_p,), of_p = normal_log_prob(z, mu_p, logvar_p, reduction=reduction, upstream=upstream)
+    grads = {"mu_p": -of_p["mu"], "logvar_p": -of_p["logvar"], "z": of_q["z"] - of_p["z"]}
+    return (log_q - log_p,), of_q | grads
 
 
 def kl_normal(
@@ -486,6 +532,16 @@ def logistic_mixture(
 
 # Noise
 
+# Random123's known answers for philox4x32-10: counter, key, output
+KNOWN_ANSWERS = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
 U64 = NDArray[np.uint64]
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
@@ -588,3 +644,62 @@ def kl_decomposition(z, mu, logvar, dataset_size, estimator, reduction, upstream
     own, log_prod = log_prob.sum(axis=2)[np.arange(b), np.arange(b)], log_q_dims.sum(axis=1)
     terms = (own - log_q, log_q - log_prod, log_prod - log_p)
     return tuple(reduce(t, reduction) for t in terms), gradients
+
+
+def mixture_log_prob(z, mu, logvar, log_weight, factorized, upstream) -> Result:
+    upstream = (None, *upstream) if factorized else (*upstream, None)
+    outputs, gradients = aggregate_posterior(z, mu, logvar, log_weight, upstream)
+    return outputs[factorized : factorized + 1], gradients
+
+
+# Gaussians of full covariance, importance weights
+
+
+def inverse(factor: Array) -> Array:
+    """Of lower triangles [..., L, L], by forward substitution: numpy.linalg knows no longdouble."""
+    rows = []
+    eye = np.broadcast_to(np.eye(factor.shape[-1], dtype=np.longdouble), factor.shape)
+    for i in range(factor.shape[-1]):
+        known = sum(factor[..., i, j, None] * rows[j] for j in range(i))
+        rows.append((eye[..., i, :] - known) / factor[..., i, i, None])
+    return np.stack(rows, axis=-2)
+
+
+def kl_multivariate_normal(
+    mu, scale_tril, mu_p=None, scale_tril_p=None, *, reduction="batchmean", upstream
+) -> Result:
+    """Rasmussen and Williams, *Gaussian Processes for Machine Learning* (2006), equation A.23."""
+    m, t, length = real(mu), np.tril(real(scale_tril)), np.shape(mu)[-1]
+    eye = np.broadcast_to(np.eye(length, dtype=np.longdouble), t.shape)
+    m_p, t_p = (0 * m, eye) if mu_p is None else (real(mu_p), np.tril(real(scale_tril_p)))
+    root = inverse(t_p)
+    precision, apart = np.swapaxes(root, -1, -2) @ root, (m - m_p)[..., None]
+    diagonal, diagonal_p = (np.einsum("...ii->...i", x) for x in (t, t_p))
+    squares = ((root @ t) ** 2).sum((-2, -1)) + ((root @ apart) ** 2).sum((-2, -1))
+    value = (squares - length) / 2 - np.log(diagonal / diagonal_p).sum(-1)
+    by_mu = (precision @ apart)[..., 0]
+    covariance = t @ np.swapaxes(t, -1, -2) + apart @ np.swapaxes(apart, -1, -2)
+    by_t = np.tril(precision @ t) - eye / diagonal[..., None]
+    by_t_p = eye / diagonal_p[..., None] - np.tril(precision @ covariance @ precision @ t_p)
+    g = spread(upstream[0], reduction, value.shape) / (length if reduction == "mean" else 1)
+    gradients = {"mu": g[..., None] * by_mu, "scale_tril": g[..., None, None] * by_t}
+    if mu_p is not None:
+        gradients |= {"mu_p": -gradients["mu"], "scale_tril_p": g[..., None, None] * by_t_p}
+    return (reduce(value, reduction) / (length if reduction == "mean" else 1),), gradients
+
+
+def sample_and_kl_multivariate_normal(mu, scale_tril, *prior, eps, upstream, **options) -> Result:
+    kl, gradients = kl_multivariate_normal(mu, scale_tril, *prior, upstream=upstream[1:], **options)
+    t, eps = np.tril(real(scale_tril)), real(eps)
+    dz = spread(upstream[0], "none", eps.shape)
+    gradients["mu"] = gradients["mu"] + dz
+    gradients["scale_tril"] = gradients["scale_tril"] + np.tril(dz[..., None] * eps[..., None, :])
+    gradients["eps"] = (np.swapaxes(t, -1, -2) @ dz[..., None])[..., 0]
+    return (real(mu) + (t @ eps[..., None])[..., 0], *kl), gradients
+
+
+def iwae_loss(log_weight, *, upstream) -> Result:
+    """-log of the mean of K weights, a mean over the batch."""
+    log_sum, share = shares(real(log_weight))
+    loss = np.log(real(np.shape(log_weight)[1])) - log_sum
+    return (loss.mean(),), {"log_weight": -spread(upstream[0], "batchmean", share.shape) * share}
