@@ -10,7 +10,7 @@ COMPILE = set -o pipefail && $(1) setup.py --quiet build_ext --inplace | sed -E 
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulate gpu lint format bench results docs pictures verify wheel repair cuda-wheel wheel-check clean
+.PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulation emulate emulate-sanitized emulate-mutants gpu lint format bench results docs pictures verify wheel repair cuda-wheel wheel-check clean
 
 build: $(VENV)/.built $(VENV)/.dev
 
@@ -72,7 +72,7 @@ cuda-tree:
 
 # The CUDA kernels compiled, linked, loaded and looked at, which needs no GPU, and the CPU's tests beside them.
 cuda-build: cuda-tree
-	$(CUDA_BUILD)="8.0;9.0;10.0;12.0" $(CUDA_MAKE) build
+	$(CUDA_BUILD)="8.0;9.0;10.0+PTX;12.0" $(CUDA_MAKE) build
 	cd $(CUDA_TREE) && ../env/bin/fastvae info && ../env/bin/python csrc/cuda/check.py
 	$(CUDA_MAKE) test
 
@@ -86,14 +86,24 @@ gpu-binary: cuda-tree
 
 # The CUDA kernels run by the CPU (tests/emulation): what they read, write and add up, where there is no GPU.
 EMULATION_TREE := $(VENV)-emulation/tree
-EMULATED := $(patsubst %,tests/test_%.py,autograd counts kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl smoke vae_loss)
-emulate: build
+EMULATED := $(patsubst %,tests/test_%.py,autograd counts densities emulation kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl scale smoke vae_loss)
+# Results that are summed over some dimensions, for every likelihood.
+FOLDED := "float32 and (channel or each_latent or (batchmean and (broadcast or activation)))"
+EMULATION_PYTEST = cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%)
+emulation: build
 	rm -rf $(EMULATION_TREE)/tests && mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
 	cd $(EMULATION_TREE) && $(call COMPILE,FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python)
-	cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) $(EMULATED)
-	cd $(EMULATION_TREE) && FASTVAE_EMULATED_MULTIPROCESSORS=132 FASTVAE_EMULATED_ORDER=reversed \
-		PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%) tests/test_vae_loss.py tests/test_sample_and_kl.py
+
+emulate: emulation
+	$(EMULATION_PYTEST) $(EMULATED)
+	$(EMULATION_PYTEST) tests/test_likelihoods_fused.py -k $(FOLDED)
+	export FASTVAE_EMULATED_MULTIPROCESSORS=132 FASTVAE_EMULATED_ORDER=reversed; \
+		$(EMULATION_PYTEST) tests/test_emulation.py tests/test_vae_loss.py tests/test_sample_and_kl.py
+
+# The same with sanitizers, and with faults put into the sources: the tests have to find each.
+emulate-sanitized emulate-mutants: emulation
+	$(BIN)/python tests/emulation/variants.py $(@:emulate-%=%) $(EMULATION_TREE) $(ONLY)
 
 # All that a GPU has to show, with the Python at hand (which has a CUDA torch), without a network: make gpu OUT=results
 # STAGES="build smoke". tests/gpu.py says what the stages are.
@@ -122,7 +132,7 @@ lint: build
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/emulation/*.*)
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh $(shell find tests/emulation -name "*.h" -o -name "*.cpp"))
 
 # A wheel for the torch in .venv: dist/*.whl, built from the sdist. Its version names that torch.
 wheel: $(VENV)/.torch

@@ -68,8 +68,9 @@ KERNEL_FLAGS = [
 # As on the CPU: where a multiplication and an addition become one is written down (math/scalar.h), so that a gradient comes
 # out the same from every kernel.
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=--warn-on-spills"]
-# Turing to Blackwell; PTX of the newest is for what comes after.
-CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Turing to Blackwell. PTX of 10.0 is for 11.0, which runs machine code of neither neighbour; that of the newest is for
+# what comes after.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
 # Compiled once for each of the instruction sets.
@@ -148,8 +149,8 @@ def find_toolkit() -> Toolkit | str:
 def default_architectures(toolkit: Toolkit) -> str:
     """As many of ours as this nvcc knows: CUDA 12.6 has no Blackwell."""
     known = re.findall(r"compute_(\d+)", output_of(toolkit.home / "bin/nvcc", "--list-gpu-arch"))
-    ours = [arch for arch in CUDA_ARCHITECTURES if arch.replace(".", "") in known]
-    return ";".join(ours or CUDA_ARCHITECTURES) + "+PTX"
+    ours = [a for a in CUDA_ARCHITECTURES if a.removesuffix("+PTX").replace(".", "") in known]
+    return ";".join(ours or CUDA_ARCHITECTURES).removesuffix("+PTX") + "+PTX"
 
 
 CUDA = find_toolkit()
@@ -304,6 +305,7 @@ def extension() -> object:
     kind, flags = CppExtension, {"cxx": COMMON_FLAGS + OPENMP}
     if os.environ.get("FASTVAE_CUDA") == "emulation":
         sources.remove("csrc/ops/device.cpp")
+        sources.remove("csrc/ops/draw.cpp")
         sources += sorted(
             str(path.relative_to(ROOT)) for path in ROOT.glob("tests/emulation/*.cpp")
         )

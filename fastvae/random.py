@@ -32,9 +32,10 @@ def philox_normal(
         seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=g).item()
         eps = philox_normal(*mu.shape, seed=seed)
 
-    On CUDA it takes the generator's own seed and offset, and moves the offset on::
+    On CUDA it takes the generator's own seed and offset, and moves the offset on. It sets the offset's top bit: torch's
+    own kernels use the same seed, and without that bit a draw could repeat their random numbers::
 
-        seed, offset = g.initial_seed(), g.get_offset()  # before the draw
+        seed, offset = g.initial_seed(), g.get_offset() | 1 << 63  # before the draw
         eps = philox_normal(*mu.shape, seed=seed, offset=offset, device="cuda")
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastvae.verify import oracle
 from fastvae.verify.accuracy import (  # noqa: F401
+    EMULATED,
     OUTPUTS,
     UNITS,
     UNITS_OF_A_SUM,

@@ -199,6 +199,8 @@ def test_beta_as_a_tensor():
     assert_refused("vae_loss", "beta.*0-dim", beta=torch.ones(1))
     assert_refused("vae_loss", "beta", beta=torch.ones(3))
     assert_refused("vae_loss", "beta.*device", beta=torch.tensor(1.0, device="meta"))
+    for dtype in (torch.float8_e4m3fn, torch.int64, torch.complex64):
+        assert_refused("vae_loss", "beta.*float16", TypeError, beta=torch.ones((), dtype=dtype))
     for bad in (torch.tensor(1j), torch.tensor(1), torch.tensor(0.5).to(torch.float8_e4m3fn)):
         assert_refused("vae_loss", "beta.*dtype", TypeError, beta=bad)
 

@@ -74,8 +74,9 @@ FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
       int outs = 1;
       for (int d = 0; d < f.dims; ++d) outs *= kept >> d & 1 ? extent[d] : 1;
       const int members = count / outs;
-      int team = 1;  // threads for one sum
-      while (team < kWarp && 2 * team * outs <= kThreads) team *= 2;
+      int bits = 0;
+      while (bits < kWarpBits && outs << (bits + 1) <= kThreads) ++bits;
+      const int team = 1 << bits;                                    // threads for one sum
       for (int first = 0; first < outs; first += kThreads / team) {  // the same steps for all threads of a warp
         const int out = first + thread / team;
         double x = 0;
@@ -107,7 +108,7 @@ FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
             x += static_cast<double>(values[at]);
           }
         }
-        for (int step = team / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+        x = warp_sum(x, bits);
         if (out < outs && thread % team == 0) row[place] += x;
       }
     }
@@ -120,7 +121,7 @@ FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
       in_slab[d] += extent[d];
     }
   }
-  return group_sum(sum, false);
+  return group_sum(sum);
 }
 
 // Adds up the rows for a result's sum number `out`, and writes it. By a warp.

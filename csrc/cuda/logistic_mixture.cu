@@ -191,7 +191,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     mixture_kernel(const __grid_constant__ MixtureParams<T> p) {
   const MixturePass<T> pass{p, static_cast<T>(p.scale / value_of(p.divisor_at))};
-  for_each_item<1>(p.work, 1, blockIdx.x, pass, [&](int64_t item, double sum) { p.target(item, sum); });
+  do_work<1>(p.work, 1, blockIdx.x, pass, [&](int64_t item, double sum) { p.target(item, sum); });
 }
 
 template <class T>

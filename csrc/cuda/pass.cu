@@ -95,35 +95,33 @@ struct FinishParams {
   Part part[2];  // reconstruction and KL, or a pass by itself
   Combination combination;
   int64_t results = 0;  // sums of each
-  bool by_warp = false;
+  int group_bits = kBlockBits;
   int blocks = 0;  // for the sums; the others are for folded results
 };
 
 // A result: the sum of its partial sums, written to its place, or what is there already if there are none. In the first
 // thread of the group.
-FASTVAE_DEVICE double result_of(const Work& work, const Target& target, int64_t result, bool by_warp) {
-  const int size = by_warp ? kWarp : kThreads, lane = threadIdx.x % size;
+FASTVAE_DEVICE double result_of(const Work& work, const Target& target, int64_t result, bool exists, int lane,
+                                int bits) {
   const Sums& sums = target.sums;
   if (target.partials == nullptr) {
-    if (sums.data == nullptr || lane != 0) return 0;
+    if (sums.data == nullptr || lane != 0 || !exists) return 0;
     return sums.float64 ? static_cast<const double*>(sums.data)[result] : static_cast<const float*>(sums.data)[result];
   }
   const int64_t count = work.chunks == 0 ? work.items : work.chunks;
   double sum = 0;
-  for (int64_t i = lane; i < count; i += size) sum += target.partials[result * count + i];
-  sum = group_sum(sum, by_warp);
-  return lane == 0 ? put(sums, result, sum) : 0;
+  for (int64_t i = lane; i < count && exists; i += 1 << bits) sum += target.partials[result * count + i];
+  sum = group_sum(sum, bits);
+  return lane == 0 && exists ? put(sums, result, sum) : 0;
 }
 
 __global__ void __launch_bounds__(kThreads, 2) finish_kernel(const __grid_constant__ FinishParams p) {
   if (static_cast<int>(blockIdx.x) < p.blocks) {
-    const int size = p.by_warp ? kWarp : kThreads, per_block = kThreads / size;
-    for (int64_t result = int64_t(blockIdx.x) * per_block + threadIdx.x / size; result < p.results;
-         result += int64_t(p.blocks) * per_block) {
-      const double recon = result_of(p.part[0].work, p.part[0].target, result, p.by_warp);
-      const double kl = result_of(p.part[1].work, p.part[1].target, result, p.by_warp);
-      if (threadIdx.x % size == 0 && p.combination.loss != nullptr) combine(p.combination, result, recon, kl);
-    }
+    for_each_item(p.results, p.group_bits, blockIdx.x, p.blocks, [&](int64_t result, int lane, bool exists) {
+      const double recon = result_of(p.part[0].work, p.part[0].target, result, exists, lane, p.group_bits);
+      const double kl = result_of(p.part[1].work, p.part[1].target, result, exists, lane, p.group_bits);
+      if (lane == 0 && exists && p.combination.loss != nullptr) combine(p.combination, result, recon, kl);
+    });
     return;
   }
   constexpr int kWarps = kThreads / kWarp;
@@ -144,9 +142,9 @@ cudaError_t finish(const Part (&part)[2], const Combination& combination, const 
   FinishParams params{{part[0], part[1]}, combination};
   if (combination.loss != nullptr || part[0].target.partials != nullptr || part[1].target.partials != nullptr)
     params.results = (part[0].target.sums.data != nullptr ? part[0] : part[1]).target.sums.count;
-  params.by_warp = params.results > 1;
-  params.blocks = static_cast<int>(
-      std::min<int64_t>(params.by_warp ? ceil_div(params.results, kThreads / kWarp) : params.results, kMostBlocks));
+  if (params.results > 1) params.group_bits = group_bits_for(std::max(part[0].work.chunks, part[1].work.chunks));
+  params.blocks =
+      static_cast<int>(std::min<int64_t>(ceil_div(params.results, kThreads >> params.group_bits), kMostBlocks));
   int64_t folded = 0;
   for (const Part& one : part)
     for (int r = 0; r < one.fold.count; ++r) folded = std::max(folded, one.fold.result[r].numel);

@@ -163,7 +163,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
       for (int i = 0; i < n; ++i) d[i][j] = terms.d[i];
     }
     if constexpr (kSample) {
-      if (!backward && o.z) Access::store(o.z, at[u], z);
+      if (!backward) Access::store(o.z, at[u], z);
     }
     if constexpr (kLoss) {
       if (!backward) {
@@ -268,15 +268,15 @@ __global__ void __launch_bounds__(kThreads, fewest_blocks<F, Access, kDirection,
   if (alone || block >= before) {
     const auto found = find(p.main);
     const Pass<F, Access, kDirection, kSample, kExtrasOf<Access, kSample>, decltype(p.main)> pass{p.main, found};
-    for_each_item<kUnroll<F, Access, kSample>>(p.work, Access::kWidth, alone ? 0 : block - before, pass,
-                                               [&](int64_t item, double sum) { main = p.target(item, sum); });
+    do_work<kUnroll<F, Access, kSample>>(p.work, Access::kWidth, alone ? 0 : block - before, pass,
+                                         [&](int64_t item, double sum) { main = p.target(item, sum); });
   }
   if constexpr (kHasData<F>) {
     if (alone || block < before) {
       using Latents = Elements<T, false>;
       const auto found = find(p.kl);
       const Pass<KlStandard, Latents, kDirection, false, true, decltype(p.kl)> pass{p.kl, found};
-      for_each_item<1>(p.kl_work, 1, block, pass, [&](int64_t item, double sum) { kl = p.kl_target(item, sum); });
+      do_work<1>(p.kl_work, 1, block, pass, [&](int64_t item, double sum) { kl = p.kl_target(item, sum); });
     }
     if (alone && threadIdx.x == 0) combine(p.combination, 0, main, kl);
   }
@@ -371,8 +371,8 @@ cudaError_t launch(const Operands<Access, n, kSample>& operands, const PassArgs&
                    const Combination& combination, Part (&part)[2], const Launch& launch) {
   constexpr auto kKernel = pass_kernel<F, Access, kDirection, kSample>;
   const int64_t most = resident_blocks<kKernel>(launch.device);
-  const bool alone =
-      kl != nullptr && combination.loss != nullptr && is_alone(args.numel, args.sums) && is_alone(kl->numel, kl->sums);
+  const bool alone = is_alone(args.numel, args.sums) &&
+                     (kl == nullptr || (combination.loss != nullptr && is_alone(kl->numel, kl->sums)));
   // Where the sums are combined, finish() does all of it.
   const auto target_of = [&](Part& of) {
     const bool whole = combination.loss == nullptr ? of.work.is_whole() : alone;
@@ -381,14 +381,15 @@ cudaError_t launch(const Operands<Access, n, kSample>& operands, const PassArgs&
   };
   PassParams<F, Access, kSample> params;
   params.main = operands;
-  params.work = part[0].work = share_out(args.numel, args.sums, Access::kWidth, kUnroll<F, Access, kSample>, most);
+  params.work = part[0].work =
+      share_out(args.numel, args.sums, Access::kWidth, kUnroll<F, Access, kSample>, most, alone);
   params.target = target_of(part[0]);
   int blocks = params.work.blocks;
   if constexpr (kHasData<F>) {
     if (kl != nullptr) {
       using T = typename Access::Type;
       params.kl = element_operands<T, kInputsOf<KlStandard>, false>(*kl);
-      params.kl_work = part[1].work = share_out(kl->numel, kl->sums, 1, 1, most);
+      params.kl_work = part[1].work = share_out(kl->numel, kl->sums, 1, 1, most, alone);
       params.kl_target = target_of(part[1]);
       if (alone) params.combination = combination;
       blocks = alone ? 1 : blocks + params.kl_work.blocks;

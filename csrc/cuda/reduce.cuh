@@ -10,24 +10,25 @@
 
 namespace fastvae::cuda {
 
-constexpr int kThreads = 256;  // in a block
-constexpr int kWarp = 32;
+constexpr int kBlockBits = 8, kWarpBits = 5;
+constexpr int kThreads = 1 << kBlockBits;  // in a block
+constexpr int kWarp = 1 << kWarpBits;
 // Partial sums of one sum of everything.
 constexpr int kMostBlocks = 1024;
 // So few elements are quicker in one block than in two launches.
 constexpr int64_t kAlone = 4096;
-// Elements of a sample that one group adds up: up to kShortEvent a warp takes a sample; beyond, a block takes a chunk.
+// Elements of a sample that one group adds up: up to kShortEvent a warp or a part of it takes a sample; beyond, a block
+// takes a chunk.
 constexpr int64_t kShortEvent = 1024, kShortChunk = 4096, kLongChunk = 32768, kManyElements = int64_t(1) << 24;
 
-// How the packs of a pass are shared out. A group (a warp or a block) takes one item after another, and each makes a
-// sum.
+// How the packs of a pass are shared out. A group of threads takes one item after another, and each makes a sum.
 struct Work {
   int64_t items = 0;
   int64_t chunks = 0;  // items of a sample; 0: there is one sum of everything, each item takes tiles all over it
   int64_t row = 0;     // packs of a sample, or of everything
   int64_t chunk = 0;   // packs of a chunk
   int rest = 0;        // elements behind the last pack
-  bool by_warp = false;
+  int group_bits = kBlockBits;  // a group has 2^this threads: a block, a warp, or less where samples have a few packs
   int blocks = 0;
 
   // Whether an item's sum is a result, and not a part of one.
@@ -48,16 +49,19 @@ FASTVAE_DEVICE T pack_sum(const T (&x)[W]) {
   return part[0];
 }
 
-FASTVAE_DEVICE double warp_sum(double x) {
+// Of a warp, or of each group of 2^bits threads in it.
+FASTVAE_DEVICE double warp_sum(double x, int bits = kWarpBits) {
   FASTVAE_UNROLL
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    if (step >> bits == 0) x += __shfl_xor_sync(0xffffffffu, x, step);
+  }
   return x;
 }
 
 // In the first thread of the group.
-FASTVAE_DEVICE double group_sum(double x, bool by_warp) {
-  x = warp_sum(x);
-  if (by_warp) return x;
+FASTVAE_DEVICE double group_sum(double x, int bits = kBlockBits) {
+  x = warp_sum(x, bits);
+  if (bits <= kWarpBits) return x;
   __shared__ double warps[kThreads / kWarp];
   __syncthreads();  // the last sum's readers are done
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = x;
@@ -68,16 +72,24 @@ FASTVAE_DEVICE double group_sum(double x, bool by_warp) {
   return x;
 }
 
+// Calls visit(item, lane, exists) for one item after another of the thread's group. All threads of a warp make the same
+// number of calls, since they share shuffles: the last items of some groups may not exist.
+template <class Visit>
+FASTVAE_DEVICE void for_each_item(int64_t items, int bits, int block, int blocks, Visit visit) {
+  const int thread = static_cast<int>(threadIdx.x), group = thread >> bits, lane = thread & ((1 << bits) - 1);
+  const int first = thread / kWarp * kWarp >> bits, per_block = kThreads >> bits;  // first: of the warp's groups
+  for (int64_t item = int64_t(block) * per_block + first; item < items; item += int64_t(blocks) * per_block)
+    visit(item + (group - first), lane, item + (group - first) < items);
+}
+
 // Runs the work of a group. `pass` is a function object with
 //   T packs<n>(first, distance)   works on the packs first, first + distance, ..., n of them, and returns their values'
 //   sum T single(element)             the same for an element that belongs to no pack
 // and result(item, sum) is called by a group's first thread.
 template <int kUnroll, class Pass, class Result>
-FASTVAE_DEVICE void for_each_item(const Work& work, int width, int block, Pass pass, Result result) {
-  const int size = work.by_warp ? kWarp : kThreads, lane = threadIdx.x % size;
-  const int per_block = kThreads / size, tile = size * kUnroll;
-  for (int64_t item = int64_t(block) * per_block + threadIdx.x / size; item < work.items;
-       item += int64_t(work.blocks) * per_block) {
+FASTVAE_DEVICE void do_work(const Work& work, int width, int block, Pass pass, Result result) {
+  const int size = 1 << work.group_bits, tile = size * kUnroll;
+  for_each_item(work.items, work.group_bits, block, work.blocks, [&](int64_t item, int lane, bool exists) {
     int64_t first = item * tile, end = work.row, stride = work.items * tile;
     if (work.chunks > 0) {
       // (More than one chunk means long samples, and few enough of them for 32 bits.)
@@ -87,6 +99,7 @@ FASTVAE_DEVICE void for_each_item(const Work& work, int width, int block, Pass p
       end = min(begin + work.chunk, (sample + 1) * work.row);
       stride = tile;
     }
+    if (!exists) end = first;
     double sum = 0;
     for (int64_t pack = first + lane; pack < end; pack += stride) {
       if (pack + (kUnroll - 1) * size < end) {
@@ -96,9 +109,9 @@ FASTVAE_DEVICE void for_each_item(const Work& work, int width, int block, Pass p
       }
     }
     if (item == 0 && lane < work.rest) sum += static_cast<double>(pass.single(work.row * width + lane));
-    sum = group_sum(sum, work.by_warp);
-    if (lane == 0) result(item, sum);
-  }
+    sum = group_sum(sum, work.group_bits);
+    if (lane == 0 && exists) result(item, sum);
+  });
 }
 
 // Writes a result and returns it as it was rounded.
@@ -152,12 +165,22 @@ int64_t resident_blocks(int device) {
   return blocks;
 }
 
-inline bool is_alone(int64_t numel, const Sums& sums) { return sums.event == 0 && numel > 0 && numel <= kAlone; }
+inline bool is_alone(int64_t numel, const Sums& sums) {
+  return sums.data != nullptr && sums.event == 0 && numel > 0 && numel <= kAlone;
+}
 inline int64_t chunk_of(int64_t numel) { return numel <= kManyElements ? kShortChunk : kLongChunk; }
 
-// Of packs of `width` elements, `unroll` of which a thread takes at a time, to at most `most` blocks. (The sums of
-// samples do not depend on the device; those of everything do, by the number of blocks that it runs at once.)
-inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, int64_t most) {
+// Groups of at most a warp, for sums of `count` numbers each.
+inline int group_bits_for(int64_t count) {
+  int bits = 0;
+  while (bits < kWarpBits && int64_t(1) << bits < count) ++bits;
+  return bits;
+}
+
+// Of packs of `width` elements, `unroll` of which a thread takes at a time, to at most `most` blocks, or to one if that
+// is to do all of it alone. (The sums of samples do not depend on the device; those of everything do, by the number of
+// blocks that it runs at once.)
+inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, int64_t most, bool alone) {
   Work work;
   most = std::min<int64_t>(most, kMostBlocks);
   if (numel == 0) {  // nothing to read, but there may be sums to write
@@ -169,19 +192,19 @@ inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, in
   if (sums.event == 0) {
     work.row = numel / width;
     work.rest = static_cast<int>(numel % width);
-    const bool alone = sums.data != nullptr && is_alone(numel, sums);
     const int64_t tiles = alone ? 1 : std::max<int64_t>(1, ceil_div(work.row, int64_t(kThreads) * unroll));
     work.items = std::min(tiles, most);
     work.blocks = static_cast<int>(work.items);
     return work;
   }
-  work.by_warp = sums.event <= kShortEvent;
-  const int64_t chunk = work.by_warp ? sums.event : chunk_of(numel);
+  const bool is_short = sums.event <= kShortEvent;
+  const int64_t chunk = is_short ? sums.event : chunk_of(numel);
   work.row = sums.event / width;
+  if (is_short) work.group_bits = group_bits_for(work.row);
   work.chunk = chunk / width;
   work.chunks = ceil_div(sums.event, chunk);
   work.items = sums.count * work.chunks;
-  work.blocks = static_cast<int>(std::min(ceil_div(work.items, work.by_warp ? kThreads / kWarp : 1), most));
+  work.blocks = static_cast<int>(std::min(ceil_div(work.items, kThreads >> work.group_bits), most));
   return work;
 }
 

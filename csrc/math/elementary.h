@@ -113,7 +113,7 @@ template <class S, bool kNegative>
 constexpr int kShift = kNegative ? Constants<S>::kBias + 63 : 2 * Constants<S>::kBias;
 
 // mantissa * 2^n, with t = n + kRound + kShift: in two factors, so that subnormal results and infinity come out right,
-// rounded once. Where n is never positive one of them is a constant.
+// rounded once. Where n is never positive one of them is a constant. What kRound is in t's bits is shifted out.
 template <bool kNegative, class T>
 FASTVAE_INLINE T scale_by_power(T mantissa, T, T t) {
   using S = ScalarOf<T>;
@@ -121,7 +121,7 @@ FASTVAE_INLINE T scale_by_power(T mantissa, T, T t) {
   using Int = typename Traits<T>::Int;
   if constexpr (kNegative)
     return mantissa * bit_cast<T>(bit_cast<Int>(t) << C::kMantissa) * T(S(1) / S(uint64_t(1) << 63));
-  const Int both = bit_cast<Int>(t) - bit_cast<Int>(T(C::kRound)), half = both >> 1;
+  const Int both = bit_cast<Int>(t), half = both >> 1;
   return mantissa * bit_cast<T>(half << C::kMantissa) * bit_cast<T>((both - half) << C::kMantissa);
 }
 

@@ -23,7 +23,7 @@ void on_cuda(const Tensor& on, int64_t partials, F launch) {
   const c10::cuda::CUDAGuard guard(on.device());
   Tensor memory;
   if (partials > 0) memory = at::empty({partials}, on.options().dtype(at::kDouble));
-  C10_CUDA_CHECK(launch(cuda::Launch{c10::cuda::getCurrentCUDAStream(), on.device().index(),
+  C10_CUDA_CHECK(launch(cuda::Launch{c10::cuda::getCurrentCUDAStream(), guard.current_device().index(),
                                      partials > 0 ? memory.mutable_data_ptr<double>() : nullptr}));
 }
 

@@ -18,6 +18,9 @@ Noise cuda_noise(const Tensor& like, const std::optional<at::Generator>& generat
       generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
   // The least step there is; our noise takes one offset for a whole draw.
   constexpr uint64_t kStep = 4;
+  // Torch's own kernels take the same seed as key, and the number of a thread where we take the offset. The top bit
+  // keeps the counters apart: without it a draw would repeat the random words of torch.randn's thread number `offset`.
+  constexpr uint64_t kOurs = uint64_t(1) << 63;
   at::PhiloxCudaState philox;
   {
     std::lock_guard<std::mutex> lock(cuda->mutex_);
@@ -27,10 +30,10 @@ Noise cuda_noise(const Tensor& like, const std::optional<at::Generator>& generat
   if (philox.captured_) {
     noise.seed_at = philox.seed_.ptr;
     noise.offset_at = philox.offset_.ptr;
-    noise.offset = philox.offset_intragraph_;
+    noise.offset = kOurs + philox.offset_intragraph_;
   } else {
     noise.seed = philox.seed_.val;
-    noise.offset = philox.offset_.val;
+    noise.offset = kOurs + philox.offset_.val;
   }
   noise.keep = state.mutable_data_ptr<int64_t>();
   return noise;

@@ -20,8 +20,11 @@ from torch import Tensor
 
 import fastvae
 import fastvae.reference
+from fastvae._ops import build_info
 from fastvae.verify import oracle
 
+EMULATED = "emulation" in build_info()["cuda"]  # the CPU runs the CUDA kernels (tests/emulation)
+TOP_BIT = 1 << 63  # of the offset of noise that is drawn on CUDA
 UNITS = 4
 UNITS_OF_A_SUM = 16
 
@@ -248,9 +251,12 @@ def drawn(
 ) -> Tensor:
     """The noise that an op draws from a generator that was just seeded with `seed`."""
     device = torch.device(device or torch.get_default_device())
+    offset = TOP_BIT
     if device.type == "cpu":  # on CUDA the key is the generator's own seed
         seed = draw_seed(torch.Generator(device).manual_seed(seed))
-    return fastvae.random.philox_normal(shape, seed=seed, dtype=dtype, device=device)
+        # As tests/emulation/ATen/cuda/CUDAGeneratorImpl.h has it.
+        offset = TOP_BIT + seed % 2 * 48 if EMULATED else 0
+    return fastvae.random.philox_normal(shape, seed=seed, offset=offset, dtype=dtype, device=device)
 
 
 def draw_seed(generator: torch.Generator) -> int:

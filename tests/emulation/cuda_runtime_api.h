@@ -77,6 +77,8 @@ inline Barrier block_barrier;
 inline std::vector<Barrier> warp_barriers;
 inline std::vector<double> shuffled;
 inline std::mt19937 order;
+inline cudaStream_t stream = nullptr;      // the current one, while a guard is in place
+inline std::vector<std::string> launches;  // the last ones, for tests
 
 inline void enter() {
   body();
@@ -148,8 +150,11 @@ inline const char* setting(const char* name, const char* otherwise) {
 
 template <class Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 blocks, dim3 threads, void** arguments, size_t,
-                             cudaStream_t) {
+                             cudaStream_t stream) {
   if (blocks.x == 0 || threads.x % 32 != 0) return cudaErrorInvalidValue;
+  if (stream == nullptr || stream != emulation::stream) emulation::fail("a launch on another stream or device");
+  if (emulation::launches.size() == 100) emulation::launches.clear();
+  emulation::launches.push_back(__PRETTY_FUNCTION__ + (" " + std::to_string(blocks.x)));
   static const bool reversed = std::string(emulation::setting("FASTVAE_EMULATED_ORDER", "")) == "reversed";
   emulation::fibers.resize(threads.x);
   emulation::shuffled.resize(threads.x);
