@@ -6,6 +6,7 @@ z = reparameterize(mu, logvar)
 loss, recon, kl = vae_loss(decoder(z), x, mu, logvar, beta=2 * sigma**2)
 """
 
+from functools import partial as _partial
 from importlib.metadata import version as _version
 
 from fastvae import (
@@ -28,6 +29,7 @@ from fastvae.functional import (
     sample_and_kl,
     vae_loss,
 )
+from fastvae.functional import refuse_torchscript as _refuse_torchscript
 from fastvae.importance import importance_log_weight, iwae_loss
 from fastvae.multivariate import kl_multivariate_normal, sample_and_kl_multivariate_normal
 from fastvae.pairwise import aggregate_posterior, kl_decomposition, mixture_log_prob
@@ -63,3 +65,8 @@ __all__ = [
     "schedules",
     "vae_loss",
 ]
+
+for _name in __all__:
+    if callable(_f := globals()[_name]) and not isinstance(_f, type):
+        # torch.jit.script calls this before it reads a function.
+        _f.__prepare_scriptable__ = _partial(_refuse_torchscript, _name)

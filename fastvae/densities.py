@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from fastvae.functional import (
     _explain,
     kept,
     latents,
-    refuse_torchscript,
 )
 
 __all__ = ["kl_one_sample", "normal_log_prob"]
@@ -125,8 +123,3 @@ def _op() -> Any:
     if is_exporting() and is_in_onnx_export():
         return ops.elementwise_loss_composed
     return ops.elementwise_loss.default
-
-
-_functions: list[Any] = [normal_log_prob, kl_one_sample]
-for _function in _functions:
-    _function.__prepare_scriptable__ = partial(refuse_torchscript, _function.__name__)

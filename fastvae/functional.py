@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -589,9 +588,3 @@ def refuse_torchscript(op: str) -> None:
     raise RuntimeError(
         f"fastvae.{op}: torch.jit.script cannot compile it; use torch.jit.trace, torch.export or torch.compile"
     )
-
-
-_ops: list[Any] = [reparameterize, kl_normal, sample_and_kl, reconstruction_loss, vae_loss]
-for _op in _ops:
-    # torch.jit.script calls this before it reads a function.
-    _op.__prepare_scriptable__ = partial(refuse_torchscript, _op.__name__)

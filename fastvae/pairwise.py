@@ -8,7 +8,6 @@ stay what they are.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.onnx import is_in_onnx_export
 
 from fastvae import _vmap  # noqa: F401 (it registers its rules)
 from fastvae._ops import ops
-from fastvae.functional import _choice, _explain, number, refuse_torchscript
+from fastvae.functional import _choice, _explain, number
 
 __all__ = ["aggregate_posterior", "kl_decomposition", "mixture_log_prob"]
 
@@ -161,8 +160,3 @@ def _size(op: str, value: object) -> float:
     if not 1 <= size < float("inf"):
         raise ValueError(f"fastvae.{op}: dataset_size must be at least 1, but got {value}")
     return size
-
-
-_ops: list[Any] = [mixture_log_prob, aggregate_posterior, kl_decomposition]
-for _op in _ops:
-    _op.__prepare_scriptable__ = partial(refuse_torchscript, _op.__name__)
