@@ -13,6 +13,7 @@ from fastvae._ops import ops
 from fastvae.functional import (
     _FORMULAS,
     _OF_BOTH,
+    _as_tensor,
     _choice,
     _explain,
     kept,
@@ -53,12 +54,14 @@ def normal_log_prob(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
+    _both("normal_log_prob", mu=mu, logvar=logvar)
     code, own = latents("normal_log_prob", scale, clamp)
     loss = _NORMAL_LOG_PROB + code + _reduced("normal_log_prob", reduction, batch_dims)
     try:
         if mu is None and logvar is None:
             mu, logvar = _standard(z, scale)
-        log_prob: Tensor = _op()(z, mu, loss, logvar, None, None, own)
+        op, own = _op(own, z)
+        log_prob: Tensor = op(z, mu, loss, logvar, None, None, own)
     except Exception as error:
         _explain("normal_log_prob", error, z=z, mu=mu, logvar=logvar)
         raise
@@ -97,16 +100,24 @@ def kl_one_sample(
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
+    _both("kl_one_sample", mu_p=mu_p, logvar_p=logvar_p)
     code, own = latents("kl_one_sample", scale, clamp)
     loss = _KL_ONE_SAMPLE + code + _reduced("kl_one_sample", reduction, batch_dims)
     try:
         if mu_p is None and logvar_p is None:
             mu_p, logvar_p = _standard(z, scale)
-        kl: Tensor = _op()(z, mu, loss, logvar, mu_p, None, own, logvar_p)
+        op, own = _op(own, z)
+        kl: Tensor = op(z, mu, loss, logvar, mu_p, None, own, logvar_p)
     except Exception as error:
         _explain("kl_one_sample", error, z=z, mu=mu, logvar=logvar, mu_p=mu_p, logvar_p=logvar_p)
         raise
     return kl
+
+
+def _both(op: str, **parameters: Tensor | None) -> None:
+    if len({value is None for value in parameters.values()}) > 1:
+        names = " and ".join(parameters)
+        raise ValueError(f"fastvae.{op}: give both {names}, or neither for N(0, 1)")
 
 
 def _reduced(op: str, reduction: str, batch_dims: int) -> int:
@@ -119,7 +130,8 @@ def _standard(z: Tensor, scale: str) -> tuple[Tensor, Tensor]:
     return zero, torch.ones_like(zero) if scale == "sigma" else zero
 
 
-def _op() -> Any:
+def _op(own: Any, z: Tensor) -> tuple[Any, Any]:
+    """The op, and its numbers as it takes them."""
     if is_exporting() and is_in_onnx_export():
-        return ops.elementwise_loss_composed
-    return ops.elementwise_loss.default
+        return ops.elementwise_loss_composed.default, _as_tensor(own, z)
+    return ops.elementwise_loss.default, own

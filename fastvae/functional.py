@@ -101,23 +101,28 @@ def latents(
             raise TypeError(
                 f"fastvae.{op}: clamp must be a pair (low, high) of logvar, or None, but got {clamp!r}"
             ) from None
-        clamp = (number(op, "clamp's low", low), number(op, "clamp's high", high))
+        if not all(isinstance(bound, numbers.Real) for bound in (low, high)):
+            raise TypeError(
+                f"fastvae.{op}: clamp's low and high must be numbers, but got {clamp!r}"
+            )
+        clamp = (float(low), float(high))
         if not clamp[0] <= clamp[1]:
             raise ValueError(
                 f"fastvae.{op}: clamp must be (low, high) with low <= high, but got {clamp}"
             )
     if clamp is None and least == 0:
         return code, None
-    return code, (0.0, 1.0, least, *(clamp or _UNCLAMPED))
+    # A floor of 0 would be one: a log density is negative.
+    return code, (0.0, 1.0, least or -math.inf, *(clamp or _UNCLAMPED))
 
 
 def kept(op: str, reduction: str, batch_dims: int) -> int:
     """The part of an op's integer that says how many dimensions "sample" keeps."""
     if batch_dims == 1 and type(batch_dims) is int:
         return 0
-    if not isinstance(batch_dims, numbers.Integral) or batch_dims < 1:
+    if not isinstance(batch_dims, numbers.Integral) or not 1 <= batch_dims <= 64:
         raise ValueError(
-            f"fastvae.{op}: batch_dims must be an integer above 0, but got {batch_dims!r}"
+            f"fastvae.{op}: batch_dims must be an integer from 1 on, but got {batch_dims!r}"
         )
     if reduction != "sample":
         raise ValueError(
@@ -348,7 +353,7 @@ def kl_normal(
         weight: multiplies each element; broadcasts to mu, as in `reconstruction_loss`.
 
     Returns:
-        A scalar, [B] for ``"sample"``, mu's shape for ``"none"``, its event for ``"latent"``; float32, or float64 for float64.
+        A scalar, [B] (or [B, K], ...) for ``"sample"``, mu's shape for ``"none"``, its event for ``"latent"``; float32, or float64 for float64.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.

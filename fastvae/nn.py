@@ -154,7 +154,10 @@ class Reparameterize(nn.Module):
         return reparameterize(mu, logvar, scale=self.scale, clamp=self.clamp)
 
     def extra_repr(self) -> str:
-        return f"eval_mode={self.eval_mode!r}"
+        text = f"eval_mode={self.eval_mode!r}"
+        if self.scale != "logvar" or self.clamp is not None:
+            text += f", scale={self.scale!r}, clamp={self.clamp!r}"
+        return text
 
 
 class GaussianHead(nn.Module):

@@ -137,6 +137,11 @@ class DiagonalGaussian:
         dims = self._event if dims is None else list(dims)
         if self.deterministic:
             return self._zeros().sum(dims)
+        if sample.shape != self.mean.shape:
+            raise ValueError(
+                f"fastvae.DiagonalGaussian: sample must have the mean's shape {list(self.mean.shape)}, but got "
+                f"{list(sample.shape)}"
+            )
         by_sample = dims == self._event
         reduction = "sample" if by_sample else "none"
         nll = -normal_log_prob(sample, self.mean, self._raw, clamp=self._clamp, reduction=reduction)

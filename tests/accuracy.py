@@ -11,6 +11,7 @@ from fastvae.verify import oracle
 from fastvae.verify.accuracy import (  # noqa: F401
     EMULATED,
     OUTPUTS,
+    TOP_BIT,
     UNITS,
     UNITS_OF_A_SUM,
     Evaluation,

@@ -157,11 +157,11 @@ def test_errors():
         (lambda: kl_normal(z, z, reduction="sample", batch_dims=3), "batch_dims is 3"),
         (
             lambda: kl_normal(z, z, reduction="sample", batch_dims=0),
-            "batch_dims must be an integer above 0",
+            "batch_dims must be an integer from 1 on",
         ),
         (
             lambda: normal_log_prob(z, torch.zeros(4)),
-            "logvar must be a torch.Tensor, but got NoneType",
+            "give both mu and logvar, or neither",
         ),
         (lambda: kl_one_sample(z, z, z, torch.zeros(4), z), "mu_p must broadcast"),
         (lambda: kl_one_sample(z, z, None), "logvar must be a torch.Tensor, but got NoneType"),
@@ -173,3 +173,81 @@ def test_errors():
         assert message in str(error.value), str(error.value)
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script"):
         torch.jit.script(kl_one_sample)
+
+
+def test_composed_forms_have_no_floor():
+    """A clamp comes with numbers, and among them is a least value: not 0, as a log density may be negative."""
+    given = {k: case()[k] for k in ("z", "mu", "logvar")}
+    for op in ("normal_log_prob", "kl_one_sample"):
+
+        def value(z, op=op, module=fastvae):
+            mu, logvar = (given[k][: len(z)] for k in ("mu", "logvar"))
+            return getattr(module, op)(z, mu, logvar, clamp=(-2.0, 0.5), reduction="sum")
+
+        direction = torch.ones_like(given["z"])
+        got = torch.func.jvp(value, (given["z"],), (direction,))[1]
+        want = torch.func.jvp(lambda z, f=value: f(z, module=plain), (given["z"],), (direction,))[1]
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(
+            torch.func.hessian(value)(given["z"][:1, :1]),
+            torch.func.hessian(lambda z, f=value: f(z, module=plain))(given["z"][:1, :1]),
+        )
+        each = torch.func.vmap(torch.func.grad(value))(given["z"].unsqueeze(1))
+        torch.testing.assert_close(each[0], torch.func.grad(value)(given["z"][:1]))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "sample"])
+def test_an_expanded_z_beside_parameters_in_another_order(reduction):
+    """The order of memory is that of an operand of z's shape, never that of one that broadcasts."""
+    rng = np.random.default_rng(5)
+    z = tensor(rng.normal(size=(1, 4, 5)), torch.float64).expand(3, 4, 5)
+    mu = tensor(rng.normal(size=(5, 4)), torch.float64).t()
+    logvar = tensor(rng.normal(size=(4, 5)), torch.float64)
+    got = normal_log_prob(z, mu, logvar, reduction=reduction)
+    torch.testing.assert_close(got, plain.normal_log_prob(z, mu, logvar, reduction=reduction))
+    strided = tensor(rng.normal(size=10), torch.float64)[::2]
+    got = normal_log_prob(z, strided, logvar, reduction="sample", batch_dims=2)
+    torch.testing.assert_close(
+        got, plain.normal_log_prob(z, strided, logvar, reduction="sample", batch_dims=2)
+    )
+
+
+def test_second_derivative_where_z_is_mu():
+    """It is -exp(-logvar) there as well; the likelihood's is the negative."""
+    z = tensor([[0.5, -1.0]], torch.float64).requires_grad_()
+    mu, logvar = z.detach().clone(), tensor([[2.0, -0.5]], torch.float64)
+    values = (
+        (1, normal_log_prob(z, mu, logvar, reduction="sum")),
+        (-1, reconstruction_loss(z, mu, likelihood=Gaussian(logvar), reduction="sum")),
+    )
+    for sign, value in values:
+        (g,) = torch.autograd.grad(value, z, create_graph=True)
+        (second,) = torch.autograd.grad(g.sum(), z)
+        torch.testing.assert_close(second, -sign * torch.exp(-logvar))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_extremes_of_kl_one_sample(dtype):
+    """Where sigma underflows or the prior is far wider: no 0 times infinity."""
+    far = 200.0 if dtype == torch.float32 else 1600.0
+    rows = [(0.3, 0.3, -far, 0.0, 0.0), (0.5, 0.2, 1.0, 0.0, far), (0.3, 0.3, -far, 0.3, -far)]
+    z, mu, logvar, mu_p, logvar_p = (
+        tensor(column, dtype).unsqueeze(0) for column in zip(*rows, strict=True)
+    )
+    z.requires_grad_()
+    got = kl_one_sample(z, mu, logvar, mu_p, logvar_p, reduction="none")
+    wide = [t.detach().cpu().numpy().astype(np.longdouble) for t in (z, mu, logvar, mu_p, logvar_p)]
+    z_, mu_, logvar_, mu_p_, logvar_p_ = wide
+    want = (
+        (z_ - mu_p_) ** 2 * np.exp(-logvar_p_)
+        - (z_ - mu_) ** 2 * np.exp(-logvar_)
+        - (logvar_ - logvar_p_)
+    ) / 2
+    np.testing.assert_allclose(
+        got.detach().cpu().double().numpy(), want.astype(float), rtol=1e-6, atol=1e-6
+    )
+    got.sum().backward()
+    slope = (z_ - mu_p_) * np.exp(-logvar_p_) - (z_ - mu_) * np.exp(-logvar_)
+    np.testing.assert_allclose(
+        z.grad.cpu().double().numpy(), slope.astype(float), rtol=1e-6, atol=1e-6
+    )

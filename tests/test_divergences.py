@@ -325,6 +325,8 @@ def test_unregister():
     sigma = number(1 + 1e-4)
     torchs = dist.kl_divergence(Normal(number(0.0), sigma), STANDARD)
     assert not torch.equal(torchs, kl_divergence(Normal(number(0.0), sigma), STANDARD))
+    if (Independent, MultivariateNormal) in before:  # another library's, such as pyro's
+        return
     with pytest.raises(NotImplementedError):
         dist.kl_divergence(Independent(normal(4, 3), 1), mvn(4, 3))
 

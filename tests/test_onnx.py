@@ -129,6 +129,16 @@ def test_the_loss_as_a_module():
     torch.testing.assert_close(tuple(program(*tensors.values())), tuple(loss(**tensors)))
 
 
+def test_a_density_with_a_clamp():
+    class Model(nn.Module):
+        def forward(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+            return fastvae.DiagonalGaussian(mu, logvar, clamp=(-1.0, 0.5)).nll(z)
+
+    tensors = [noise((4, 7)), *latents((4, 7)).values()]
+    program = exported(Model(), *tensors)
+    torch.testing.assert_close(program(*tensors)[0], Model()(*tensors))
+
+
 def test_export_by_itself_is_as_it_was():
     """The flag of the onnx export does not outlive it."""
     model, tensors = Call("kl_normal", ["mu", "logvar"]), list(latents((4, 7)).values())

@@ -371,3 +371,9 @@ def test_a_head_in_a_model():
 def test_errors_of_heads(options, match):
     with pytest.raises(ValueError, match=f"^fastvae.nn.GaussianHead: {match}"):
         GaussianHead(**options)
+
+
+def test_nll_does_not_broadcast():
+    posterior = DiagonalGaussian(torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 4, 4))
+    with pytest.raises(ValueError, match="sample must have the mean's shape"):
+        posterior.nll(torch.zeros(5, 2, 4, 4, 4))

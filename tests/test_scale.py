@@ -218,7 +218,7 @@ def test_compiled_and_func(scale):
         ({"scale": "std"}, 'scale must be "logvar", "log_sigma" or "sigma", but got "std"'),
         ({"clamp": (1.0, -1.0)}, "low <= high"),
         ({"clamp": 3.0}, "pair"),
-        ({"clamp": ("a", 1.0)}, "low must be a number"),
+        ({"clamp": ("a", 1.0)}, "must be numbers"),
     ],
 )
 @pytest.mark.parametrize("op", ["kl_normal", "reparameterize", "sample_and_kl"])
@@ -227,3 +227,43 @@ def test_errors(op, options, message):
     with pytest.raises((TypeError, ValueError), match=message) as error:
         getattr(fastvae, op)(mu, mu, **options)
     assert f"fastvae.{op}" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tiny_sigmas_beside_a_prior(dtype):
+    """log(sigma / sigma_p) keeps its digits far from 1, and is finite where the ratio is no number any more."""
+    tiny = (
+        [1e-3, 1e-5, 1e-8, 1e-20, 1e-37]
+        if dtype == torch.float32
+        else [1e-3, 1e-10, 1e-100, 1e-300]
+    )
+    sigma = tensor([tiny], dtype)
+    mu, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+    for sigma_p in (one, one * (1e30 if dtype == torch.float32 else 1e200)):
+        got = kl_normal(mu, sigma, mu, sigma_p, scale="sigma", reduction="none")
+        exact = [t.cpu().numpy().astype(np.longdouble) for t in (sigma, sigma_p)]
+        log_ratio = np.log(exact[0]) - np.log(exact[1])
+        want = 0.5 * (np.expm1(2 * log_ratio) - 2 * log_ratio)
+        rtol = 1e-6 if dtype == torch.float32 else 1e-14
+        np.testing.assert_allclose(got.cpu().double().numpy(), want.astype(float), rtol=rtol)
+
+
+def test_no_gradient_where_it_was_clamped_however_large_the_derivative():
+    for arguments, clamp in (
+        ((1.0, 200.0), (-30.0, 100.0)),
+        ((1.0, 50.0, 0.0, -80.0), (-30.0, 20.0)),
+    ):
+        tensors = [tensor([[a]], torch.float32).requires_grad_() for a in arguments]
+        kl_normal(*tensors, clamp=clamp).backward()
+        assert tensors[1].grad.item() == 0
+    z, mu, logvar = (tensor([[a]], torch.float32).requires_grad_() for a in (100.0, 0.0, -500.0))
+    normal_log_prob(z, mu, logvar, clamp=(-80.0, 20.0)).backward(torch.ones(1))
+    assert logvar.grad.item() == 0
+
+
+def test_sigma_zero_below_an_open_clamp():
+    mu = torch.zeros(1, 2)
+    sigma = tensor([[0.0, 1e-42]], torch.float32).requires_grad_()
+    eps = torch.full_like(mu, 0.5)
+    reparameterize(mu, sigma, scale="sigma", clamp=(-np.inf, 20.0), eps=eps).sum().backward()
+    assert torch.equal(sigma.grad, eps)

@@ -33,7 +33,7 @@ FASTVAE_INLINE Terms<T, n> at(const T (&in)[n], const T* number, const T* varian
 // F's terms where a Gaussian's logvars are given as something else, or clamped.
 template <class F, class T, int n>
 FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const T* variance) {
-  [[maybe_unused]] T given[2];
+  [[maybe_unused]] T given[2], logvar[2];
   T slope[n];
   int logvars = 0;
   FASTVAE_UNROLL
@@ -42,13 +42,17 @@ FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const
     given[logvars] = in[i];
     const Spread<T> s = extras.spread(in[i], logvars++ == 0);
     in[i] = s.logvar;
+    logvar[logvars - 1] = s.logvar;
     slope[i] = s.d_logvar;
   }
   Terms<T, n> terms;
   if constexpr (F::kUsesDifference) {
     if (extras.transform == static_cast<int>(Scale::sigma) && !extras.has_clamp) {
-      const T f = quotient(given[0] - given[1], given[1]);
-      terms = F::of_difference(in, T(ScalarOf<T>(2)) * log_parts(T(1) + f, f).log);
+      using C = Constants<ScalarOf<T>>;
+      const T ratio = quotient(given[0], given[1]), f = quotient(given[0] - given[1], given[1]);
+      const T d = T(ScalarOf<T>(2)) * log_parts(ratio, f).log;
+      terms = F::of_difference(
+          in, select((ratio > T(C::kSmallestNormal)) & (ratio < T(C::kInfinity)), d, logvar[0] - logvar[1]));
     } else {
       terms = at<F>(in, extras.number, variance);
     }
@@ -57,7 +61,9 @@ FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const
   }
   FASTVAE_UNROLL
   for (int i = 0; i < n; ++i) {
-    if (F::kInputs[i].is_logvar) terms.d[i] = terms.d[i] * slope[i];
+    if (!F::kInputs[i].is_logvar) continue;
+    const T d = terms.d[i] * slope[i];
+    terms.d[i] = extras.has_clamp ? select(slope[i] == T(0), T(0), d) : d;  // not infinity times 0
   }
   return terms;
 }

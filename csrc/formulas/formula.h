@@ -56,6 +56,12 @@ constexpr bool kHasData = F::kInputs[1].role == kData;
 template <class F>
 constexpr bool kIsPosterior = F::kInputs[1].role == kMain;  // its inputs begin with mu and logvar
 
+// exp(...) = e, or 0 where it is infinite and meets delta = 0: their product is 0, not NaN.
+template <class T>
+FASTVAE_INLINE T finite_at_zero(T delta, T e) {
+  return select((delta == T(0)) & (e == T(Constants<ScalarOf<T>>::kInfinity)), T(0), e);
+}
+
 // What stands between the decoder's output and the mean, if it is part of the pass.
 enum class Activation : int { none, sigmoid, tanh };
 // What a Gaussian's second argument is.

@@ -14,8 +14,8 @@ struct Gaussian : Formula {
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
     const T delta = in[0] - in[1], logvar = in[2], half = T(ScalarOf<T>(0.5));
-    // Never delta^2 first, which overflows; nor 0 times infinity.
-    const T pull = select(delta == T(0), delta, delta * exponential(-logvar));
+    // Never delta^2 first, which overflows.
+    const T pull = delta * finite_at_zero(delta, exponential(-logvar));
     const T square = delta * pull;
     return {half * (logvar + square), {pull, -pull, half * (T(1) - square)}};
   }

@@ -14,8 +14,8 @@ struct NormalLogProb : Formula {
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
     using S = ScalarOf<T>;
     const T half = T(S(0.5)), delta = in[0] - in[1];
-    // Never delta^2 first, which overflows; nor 0 times infinity.
-    const T pull = select(delta == T(0), delta, delta * exponential(-in[2])), square = delta * pull;
+    // Never delta^2 first, which overflows.
+    const T pull = delta * finite_at_zero(delta, exponential(-in[2])), square = delta * pull;
     return {-half * ((in[2] + T(S(1.8378770664093454836))) + square), {-pull, pull, half * (square - T(1))}};
   }
 };
@@ -41,12 +41,16 @@ struct KlOneSample : Formula {
     using S = ScalarOf<T>;
     const T half = T(S(0.5)), delta = in[0] - in[1];
     const T apart = exp_parts(-half * d).expm1;
-    const T precision_p = exponential(-half * in[4]), precision = exponential(-half * in[2]);
-    const T t = delta * precision, t_p = (in[0] - in[3]) * precision_p;
-    const T difference = precision_p * ((in[1] - in[3]) - delta * apart);
+    const T delta_p = in[0] - in[3];
+    const T precision = finite_at_zero(delta, exponential(-half * in[2]));
+    const T precision_p = finite_at_zero(delta_p, exponential(-half * in[4]));
+    const T t = delta * precision, t_p = delta_p * precision_p;
     const T pull = t * precision, pull_p = t_p * precision_p;
+    const auto near = absolute(apart) < T(S(1e6));  // far apart nothing cancels
+    const T difference = select(near, precision_p * ((in[1] - in[3]) - delta * apart), t_p - t);
     return {half * (difference * (t_p + t) - d),
-            {precision_p * (difference - t * apart), pull, half * (t * t - T(1)), -pull_p, half * (T(1) - t_p * t_p)}};
+            {select(near, precision_p * (difference - t * apart), pull_p - pull), pull, half * (t * t - T(1)), -pull_p,
+             half * (T(1) - t_p * t_p)}};
   }
 };
 

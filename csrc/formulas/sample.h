@@ -29,17 +29,24 @@ FASTVAE_INLINE Spread<T> spread_of(T given, Scale scale, bool has_clamp, T low, 
     s.logvar = two * log_parts(given, given - T(1)).log;
     s.d_logvar = quotient(two, given);
   }
-  if (has_clamp) {  // a NaN stays
-    const auto below = s.logvar<low, above = s.logvar> high;
-    s.d_logvar = select(below, T(0), select(above, T(0), s.d_logvar));
-    s.logvar = select(below, low, select(above, high, s.logvar));
-  }
-  if (scale == Scale::sigma && !has_clamp) {
-    s.sigma = given;
-    s.d_sigma = T(1);
-  } else {
+  const bool direct = scale == Scale::sigma;
+  if (!direct) {
     s.sigma = standard_deviation(s.logvar);
     s.d_sigma = half * s.sigma * s.d_logvar;
+  } else {
+    s.sigma = given;
+    s.d_sigma = T(1);
+  }
+  if (has_clamp) {  // a NaN stays
+    const auto below = s.logvar < low;
+    const auto above = s.logvar > high;
+    const auto bounded = [&](T at_low, T at_high, T inside) {
+      return select(below, at_low, select(above, at_high, inside));
+    };
+    s.logvar = bounded(low, high, s.logvar);
+    s.d_logvar = bounded(T(0), T(0), s.d_logvar);
+    s.sigma = bounded(standard_deviation(low), standard_deviation(high), s.sigma);
+    s.d_sigma = bounded(T(0), T(0), s.d_sigma);
   }
   return s;
 }

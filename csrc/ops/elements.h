@@ -50,10 +50,11 @@ FASTVAE_BINARY(*)
 FASTVAE_BINARY(/)
 #undef FASTVAE_BINARY
 
-#define FASTVAE_COMPARE(op)                                                    \
-  template <class S>                                                           \
-  at::Tensor operator op(const Elements<S>& a, const Elements<S>& b) {         \
-    return combine(a, b, [](const auto& x, const auto& y) { return x op y; }); \
+#define FASTVAE_COMPARE(op)                                                                                        \
+  template <class S>                                                                                               \
+  at::Tensor operator op(const Elements<S>& a, const Elements<S>& b) {                                             \
+    if (!a.tensor.defined() && !b.tensor.defined()) return at::scalar_tensor(a.constant op b.constant, at::kBool); \
+    return combine(a, b, [](const auto& x, const auto& y) { return x op y; });                                     \
   }
 FASTVAE_COMPARE(>)
 FASTVAE_COMPARE(<)

@@ -39,9 +39,10 @@ Pass prepare(const PassCall& call) {
 
   // Noise belongs to elements in their logical order; all else may go by memory.
   const bool draws = sample && !call.eps.defined();
-  const auto order =
-      draws ? std::vector<int64_t>()
-            : memory_order({call.in[0], call.in[1], call.dz}, is_sample(reduction) ? batch_dims(reduction) : 0);
+  const auto whole = [&](const Tensor& t) { return t.defined() && t.sizes() == like.sizes() ? t : Tensor(); };
+  const auto order = draws ? std::vector<int64_t>()
+                           : memory_order({whole(call.in[0]), whole(call.in[1]), call.dz},
+                                          is_sample(reduction) ? batch_dims(reduction) : 0);
   const auto view = [&](const Tensor& t) { return view_of(t, like, order); };
   PassArgs& args = pass.args;
   args.numel = like.numel();

@@ -27,7 +27,11 @@ SANITIZE = [
     "--param",
     "asan-stack=0",
 ]
-CAPTURE: dict[str, Any] = {"capture_output": True, "text": True}
+CAPTURE: dict[str, Any] = {
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
 ALL = "NoLoss KlStandard KlBetween SquaredError Gaussian kernels pairwise"
 
 
@@ -132,13 +136,13 @@ class Tree:
             environment["ASAN_OPTIONS"] = "detect_leaks=0"
         command = [sys.executable, "-m", "pytest", "-qsx", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, cwd=self.root, env=environment, **CAPTURE)
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stdout
 
 
 def run(command: list[str]) -> None:
     done = subprocess.run(command, **CAPTURE)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+        sys.exit(f"{' '.join(command)}\n{done.stdout}")
 
 
 def selected(test: str) -> list[str]:
