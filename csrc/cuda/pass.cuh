@@ -241,12 +241,16 @@ struct PassParams : Beside<typename Access::Type, kHasData<F>> {
 template <class F, class Access, Direction kDirection, bool kSample>
 constexpr int fewest_blocks() {
   constexpr bool kShort = kInputsOf<F> == 2, kForward = kDirection == Direction::forward;
-  if (sizeof(typename Access::Type) == 8) return kShort || !kSample ? 2 : 1;
-  if (Access::kWidth == 1) return 4;
+  if (sizeof(typename Access::Type) == 8) return kSample ? (kShort ? 2 : 1) : (kLogvars<F> == 0 ? 2 : 1);
+  if (Access::kWidth == 1) return kSample && !kShort ? 3 : 4;
   if (F::kSparse) return 2;  // both of its cases at once
   if (Access::kWidth == 8) return (kShort || !kSample ? 3 : 2) - (kForward || (kShort && !kSample) ? 0 : 1);
   if (std::is_same_v<Access, Rows<float, 4, true>>) return kShort ? 4 : kSample ? 2 : 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1200
+  return kSample ? (kShort ? 2 : 1) : 3;  // there, two blocks of a sample beside a prior would spill a register
+#else
   return kSample ? 2 : 3;
+#endif
 }
 
 // Packs that a thread has on their way at a time.

@@ -38,7 +38,7 @@ FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const
   int logvars = 0;
   FASTVAE_UNROLL
   for (int i = 0; i < n; ++i) {
-    if (!F::kInputs[i].is_logvar) continue;
+    if ((kLogvars<F> >> i & 1) == 0) continue;
     given[logvars] = in[i];
     const Spread<T> s = extras.spread(in[i], logvars++ == 0);
     in[i] = s.logvar;
@@ -61,7 +61,7 @@ FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const
   }
   FASTVAE_UNROLL
   for (int i = 0; i < n; ++i) {
-    if (!F::kInputs[i].is_logvar) continue;
+    if ((kLogvars<F> >> i & 1) == 0) continue;
     const T d = terms.d[i] * slope[i];
     terms.d[i] = extras.has_clamp ? select(slope[i] == T(0), T(0), d) : d;  // not infinity times 0
   }

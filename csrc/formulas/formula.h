@@ -51,6 +51,15 @@ struct Formula {
 
 template <class F>
 constexpr int kInputsOf = sizeof(F::kInputs) / sizeof(Argument);
+// Bit i: input i is a logvar. (A kernel on a GPU may not look into kInputs at run time.)
+template <class F>
+constexpr uint32_t logvars_of() {
+  uint32_t mask = 0;
+  for (int i = 0; i < kInputsOf<F>; ++i) mask |= static_cast<uint32_t>(F::kInputs[i].is_logvar) << i;
+  return mask;
+}
+template <class F>
+constexpr uint32_t kLogvars = logvars_of<F>();
 template <class F>
 constexpr bool kHasData = F::kInputs[1].role == kData;
 template <class F>
