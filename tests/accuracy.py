@@ -21,6 +21,7 @@ from fastvae.verify.accuracy import (  # noqa: F401
     drawn,
     evaluate,
     for_the_oracle,
+    key_of,
     oracle_options,
     result_dtype,
     results,

@@ -9,7 +9,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from accuracy import evaluate, to_numpy, varied
+from accuracy import evaluate, key_of, to_numpy, varied
 from cases import DTYPES, REDUCTIONS, tensor
 from scipy import stats
 from torch import Tensor
@@ -470,18 +470,15 @@ def test_samples_are_drawn_from_the_documented_noise(dtype, device):
     components, double = 3, dtype == torch.float64
     tensors = pictures((2, 30, 33), 3, components, dtype, device, log_scale=(-5, -1))
     generator = torch.Generator(device).manual_seed(12)
-    seed = int(
-        torch.empty((), dtype=torch.int64).random_(
-            -(2**63), None, generator=torch.Generator(device).manual_seed(12)
-        )
-    )
+    seed, offset = key_of(12, torch.device(device))
     got = LogisticMixture(components, x_range=(0, 255)).sample(tensors["recon_x"], generator)
     p = np.moveaxis(to_numpy(tensors["recon_x"]), 1, 0).reshape(10 * components, -1)
     each, pixels = components + 3, p.shape[1]
     calls = np.arange(each * pixels // (2 if double else 4) + 1, dtype=np.uint64)
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     words = oracle.philox4x32(
-        [calls & low, calls >> half, 0, 0], (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+        [calls & low, calls >> half, offset & 0xFFFFFFFF, offset >> 32],
+        (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF),
     )
     if double:
         pairs = [(words[i] | words[i + 1] << half) >> np.uint64(11) for i in (0, 2)]

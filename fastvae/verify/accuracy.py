@@ -251,12 +251,17 @@ def drawn(
 ) -> Tensor:
     """The noise that an op draws from a generator that was just seeded with `seed`."""
     device = torch.device(device or torch.get_default_device())
-    offset = TOP_BIT
-    if device.type == "cpu":  # on CUDA the key is the generator's own seed
-        seed = draw_seed(torch.Generator(device).manual_seed(seed))
-        # As tests/emulation/ATen/cuda/CUDAGeneratorImpl.h has it.
-        offset = TOP_BIT + seed % 2 * 48 if EMULATED else 0
+    seed, offset = key_of(seed, device)
     return fastvae.random.philox_normal(shape, seed=seed, offset=offset, dtype=dtype, device=device)
+
+
+def key_of(seed: int, device: torch.device) -> tuple[int, int]:
+    """The seed and offset of what an op draws first from a generator that was just seeded with `seed`."""
+    if device.type != "cpu":  # on CUDA the key is the generator's own seed
+        return seed, TOP_BIT
+    seed = draw_seed(torch.Generator(device).manual_seed(seed))
+    # As tests/emulation/ATen/cuda/CUDAGeneratorImpl.h has it.
+    return seed, TOP_BIT + seed % 2 * 48 if EMULATED else 0
 
 
 def draw_seed(generator: torch.Generator) -> int:
