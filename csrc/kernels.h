@@ -90,10 +90,10 @@ struct PassArgs {
   Sums sums;
   View weight;  // multiplies each element's value; an element of weight 0 counts for nothing, NaN included
   double numbers[kMaxNumbers] = {};
-  int transform = 0;    // the first input's Activation, or the Scale of a Gaussian's arguments: formulas/formula.h
-  double constant = 0;  // added to each value
-  double x_scale = 1;   // multiplies the data input
-  double floor = 0;     // if above 0: values below it count as it, and have no gradient (free bits)
+  int transform = 0;       // the first input's Activation, or the Scale of a Gaussian's arguments: formulas/formula.h
+  double constant = 0;     // added to each value
+  double x_scale = 1;      // multiplies the data input
+  double floor = 0;        // if above 0: values below it count as it, and have no gradient (free bits)
   bool has_clamp = false;  // of the posterior's logvar, to
   double low = 0, high = 0;
 
