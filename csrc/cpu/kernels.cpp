@@ -123,18 +123,26 @@ FASTVAE_INLINE void run_formula(const Run<T, N>& run, int n, const Extras<Vec<T>
 }
 
 // Where most data are 0: the formula at 0 for all elements of a block, then what it is elsewhere for the others,
-// packed.
+// packed. Where few are, packing costs more than it saves. (Training asks for that in float; the rest is not worth the
+// compiler's time.)
 template <class T, class F, bool kGradient, int N>
 void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const Gradient<T>* gradient) {
   int index[kBlock], count = 0;
-  for (int j = 0; j < n; ++j) {
-    index[count] = j;
-    count += run.from[1][j] != 0;
+  constexpr int lanes = Vec<T>::kLanes;
+  const int last = (n + lanes - 1) / lanes * lanes;  // from n to here the data are 0
+  for (int j = 0; j < n; j += 64) {
+    uint64_t bits = 0;
+    for (int k = 0; k < 64 && j + k < last; k += lanes)
+      bits |= uint64_t(bits_of(Vec<T>::load(run.from[1] + j + k) != Vec<T>(0))) << k;
+    for (; bits != 0; bits &= bits - 1) index[count++] = j + __builtin_ctzll(bits);
+  }
+  if constexpr (kGradient && sizeof(T) == sizeof(float)) {
+    if (2 * count > n) return run_formula<T, F, kGradient>(run, n, extras, gradient);
   }
   run_formula<T, Restricted<F, true>, kGradient>(run, n, extras, gradient);
   if (count == 0) return;
   alignas(64) T packed[N + 3][kBlock];
-  const int whole = (count + kAlign - 1) / kAlign * kAlign;  // the last one again, up to whole vectors
+  const int whole = (count + lanes - 1) / lanes * lanes;  // the last one again, up to whole vectors
   for (int i = count; i < whole; ++i) index[i] = index[count - 1];
   const auto pack = [&](const T* from, T* to) {
     for (int i = 0; from != nullptr && i < whole; ++i) to[i] = from[index[i]];

@@ -45,6 +45,14 @@ struct Vec {
   Register part[kRegisters];
 
   Vec() = default;
+  // Register by register: GCC copies structures of vectors in pieces of 16 bytes, through memory, and waits for them.
+  FASTVAE_INLINE Vec(const Vec& other) {
+    for (int i = 0; i < kRegisters; ++i) part[i] = other.part[i];
+  }
+  FASTVAE_INLINE Vec& operator=(const Vec& other) {
+    for (int i = 0; i < kRegisters; ++i) part[i] = other.part[i];
+    return *this;
+  }
   FASTVAE_INLINE Vec(S x) {
     for (int i = 0; i < kRegisters; ++i) part[i] = x - Register{};  // broadcasts; x - 0 is x, the sign of zero included
   }
@@ -145,13 +153,30 @@ FASTVAE_INLINE Vec<S> select(Mask<S> condition, Vec<S> yes, Vec<S> no) {
   return no;
 }
 
+// Bit l is the condition in lane l.
+template <class Int>
+FASTVAE_INLINE uint32_t bits_of(Vec<Int> condition) {
+  constexpr int n = Vec<Int>::kLanes / kRegisters;
+  uint32_t bits = 0;
+  for (int i = 0; i < kRegisters; ++i) {
+#if defined(__AVX512F__)
+    const uint32_t part = sizeof(Int) == 4 ? _mm512_movepi32_mask((Integers)condition.part[i])
+                                           : _mm512_movepi64_mask((Integers)condition.part[i]);
+#elif defined(__x86_64__)
+    const auto part = static_cast<uint32_t>(sizeof(Int) == 4 ? FASTVAE_X86(movemask_ps)((Floats)condition.part[i])
+                                                             : FASTVAE_X86(movemask_pd)((Doubles)condition.part[i]));
+#else
+    uint32_t part = 0;
+    for (int l = 0; l < n; ++l) part |= static_cast<uint32_t>(condition.part[i][l] & 1) << l;
+#endif
+    bits |= part << i * n;
+  }
+  return bits;
+}
+
 template <class S>
 FASTVAE_INLINE bool any_of(Mask<S> condition, Vec<S>) {
-  typedef int64_t Wide __attribute__((vector_size(kRegisterBytes)));
-  const Wide both = (Wide)condition.part[0] | (Wide)condition.part[1];
-  int64_t any = 0;
-  for (size_t i = 0; i < kRegisterBytes / sizeof(int64_t); ++i) any |= both[i];
-  return any != 0;
+  return bits_of(condition) != 0;
 }
 
 #if defined(__FMA__)

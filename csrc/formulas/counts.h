@@ -39,16 +39,14 @@ struct Restricted : F {
   }
 };
 
-// Whether x is 0 or positive, and finite or not; a NaN is not.
-template <class T>
-FASTVAE_INLINE auto is_at_least_0(T x) {
-  return x == absolute(x);
+// What cannot be is NaN from the beginning: so is all that is made of it.
+template <class Condition, class T>
+FASTVAE_INLINE T nan_if(const Condition& impossible, T x) {
+  return select(impossible, T(Constants<ScalarOf<T>>::kNan), x);
 }
-template <class T, class Condition, int n>
-FASTVAE_INLINE void spoil_unless(const Condition& possible, Terms<T, n>& terms) {
-  const T nan(Constants<ScalarOf<T>>::kNan);
-  terms.value = select(possible, terms.value, nan);
-  for (int i = 0; i < n; ++i) terms.d[i] = select(possible, terms.d[i], nan);
+template <class T>
+FASTVAE_INLINE auto is_no_count(T x) {  // a NaN stays one by itself
+  return (x < T(0)) | (x == T(Constants<ScalarOf<T>>::kInfinity));
 }
 
 FASTVAE_NAMESPACE_END

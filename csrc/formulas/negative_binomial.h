@@ -56,21 +56,18 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at_zero(const T (&in)[3]) {
-    const T mu = in[0], theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu), q = theta * per;
-    const LogParts<T> log_q = log_parts(q, -(mu * per));
-    Terms<T, 3> terms{-(theta * log_q.log), {q, T(0), log_q.rest}};
-    spoil_unless(is_at_least_0(mu) & is_at_least_0(in[2]), terms);
-    return terms;
+    const T mu = nan_if((in[0] < T(0)) | (in[2] < T(0)), in[0]);
+    const T theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu), q = theta * per;
+    const LogParts<T> log_q = log_parts_of_probability(q, -(mu * per));
+    return {-(theta * log_q.log), {q, T(0), log_q.rest}};
   }
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at_positive(const T (&in)[3]) {
-    const T mu = in[0], x = in[1], theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu);
+    const T mu = nan_if((in[0] < T(0)) | (in[2] < T(0)), in[0]), x = nan_if(is_no_count(in[1]), in[1]);
+    const T theta = theta_within_limits(in[2]), per = quotient(T(1), theta + mu);
     const T q = theta * per, s = q * (x - mu);
     const auto nb = negative_binomial<false>(x, theta, mu * per, q, s);
-    Terms<T, 3> terms{nb.value, {quotient(-s, mu), T(0), nb.d_theta}};
-    const T infinity(Constants<ScalarOf<T>>::kInfinity);
-    spoil_unless(is_at_least_0(mu) & is_at_least_0(in[2]) & is_at_least_0(x) & (x < infinity), terms);
-    return terms;
+    return {nb.value, {quotient(-s, mu), T(0), nb.d_theta}};
   }
 };
 
@@ -81,25 +78,20 @@ struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at_zero(const T (&in)[3]) {
-    const T l = in[0], theta = theta_within_limits(in[2]);
-    const T p = sigmoid(l).value, log = at_least(l, T(0)) + log1p(exponential(-absolute(l)));  // -log q
-    Terms<T, 3> terms{theta * log, {theta * p, T(0), log}};
-    spoil_unless(is_at_least_0(in[2]), terms);
-    return terms;
+    const T l = nan_if((in[2] < T(0)) | (in[2] != in[2]), in[0]), theta = theta_within_limits(in[2]);
+    const T p = sigmoid(l).value, log = at_least(l, T(0)) + log1p(exponential_of_negative(-absolute(l)));  // -log q
+    return {theta * log, {theta * p, T(0), log}};
   }
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at_positive(const T (&in)[3]) {
     using S = ScalarOf<T>;
     // Further out, where p or q underflows, all is linear.
     const T high = at_most(in[0], T(S(80))), l = at_least(high, T(S(-80))), beyond = in[0] - high;
-    const T x = in[1], theta = theta_within_limits(in[2]);
+    const T x = nan_if(is_no_count(in[1]) | (in[2] < T(0)), in[1]), theta = theta_within_limits(in[2]);
     const T p = sigmoid(l).value, q = sigmoid(-l).value, s = multiply_add(x, q, -(theta * p));
     const auto nb = negative_binomial<true>(x, theta, p, q, s);
     const T value = nb.value + (theta * beyond + x * (l - high));
-    Terms<T, 3> terms{value, {-s, T(0), nb.d_theta + beyond}};
-    const T infinity(Constants<ScalarOf<T>>::kInfinity);
-    spoil_unless(is_at_least_0(in[2]) & is_at_least_0(x) & (x < infinity), terms);
-    return terms;
+    return {value, {-s, T(0), nb.d_theta + beyond}};
   }
 };
 
@@ -113,18 +105,19 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
   template <class T>
   static FASTVAE_INLINE Terms<T, 4> at_zero(const T (&in)[4]) {
     using S = ScalarOf<T>;
-    const T l = in[3], zero = T(0), one = T(1), t = exponential(-absolute(l));
+    const T l = in[3], zero = T(0), one = T(1), t = exponential_of_negative(-absolute(l));
     const Terms<T, 3> nb = NegativeBinomial::at_zero<T>({in[0], in[1], in[2]});
-    const T log_nb = -nb.value, e = exponential(log_nb);
+    const T log_nb = -nb.value, e = exponential_of_negative(log_nb);
     const auto negative = l < zero;
     const T a = select(negative, t, one), b = select(negative, one, t), per = quotient(one, one + t);
     const T share = multiply_add(b, e, a), per_share = quotient(one, share);
     const T other = b * exp_parts(log_nb, e).expm1 * per;  // P(0) - 1
     const T zeros = share * per;
-    T value = -log_parts(zeros, other).log, rho = b * e * per_share, d_logit = a * per_share * other;
+    T value = -log_parts_of_probability(zeros, other).log, rho = b * e * per_share, d_logit = a * per_share * other;
     const auto tiny = zeros < T(S(1e-30));  // its terms underflow, their logarithms do not
     if (any_of(tiny, l)) {
-      const T gap = guarded(tiny, log_nb - l), far = exponential(-absolute(gap)), part = quotient(one, one + far);
+      const T gap = guarded(tiny, log_nb - l), far = exponential_of_negative(-absolute(gap)),
+              part = quotient(one, one + far);
       const auto less = gap < zero;
       value = select(tiny, -(select(less, l, log_nb) + log1p(far)), value);
       rho = select(tiny, select(less, far * part, part), rho);
@@ -136,7 +129,7 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
   static FASTVAE_INLINE Terms<T, 4> at_positive(const T (&in)[4]) {
     const T l = in[3], zero = T(0);
     const Terms<T, 3> nb = NegativeBinomial::at_positive<T>({in[0], in[1], in[2]});
-    return {nb.value + (at_least(l, zero) + log1p(exponential(-absolute(l)))),
+    return {nb.value + (at_least(l, zero) + log1p(exponential_of_negative(-absolute(l)))),
             {nb.d[0], zero, nb.d[2], sigmoid(l).value}};
   }
 };

@@ -31,13 +31,12 @@ struct PoissonFull : OfCounts<PoissonFull> {
   template <class T>
   static FASTVAE_INLINE Terms<T, 2> at_positive(const T (&in)[2]) {
     using S = ScalarOf<T>;
-    const T l = at_least(in[0], T(S(-80))), x = in[1], rate = exponential(l), more = rate - x;  // below it is a line
-    const T rest = log_parts(quotient(rate, x), quotient(more, x)).rest + (l - in[0]);
+    const T x = in[1], given = nan_if(is_no_count(x) | (x != x), in[0]);
+    const T l = at_least(given, T(S(-80))), rate = exponential(l), more = rate - x;  // below it is a line
+    const T rest = log_parts(quotient(rate, x), quotient(more, x)).rest + (l - given);
     const T spread = T(S(0.5)) * logarithm(T(S(6.28318530717958648)) * x);
     const T value = spread + (stirling_of_any(x).delta + x * rest);
-    Terms<T, 2> terms{select(rate == T(Constants<S>::kInfinity), rate, value), {more, T(0)}};
-    spoil_unless(is_at_least_0(x) & (x < T(Constants<S>::kInfinity)), terms);
-    return terms;
+    return {select(rate == T(Constants<S>::kInfinity), rate, value), {more, T(0)}};
   }
 };
 

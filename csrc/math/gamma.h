@@ -15,17 +15,39 @@ struct LogParts {
   T log;
   T rest;
 };
-template <class T>
-FASTVAE_INLINE LogParts<T> log_parts(T whole, T f) {
+template <bool kProbability, class T>
+FASTVAE_INLINE LogParts<T> log_parts_of(T whole, T f) {
   using S = ScalarOf<T>;
   using C = Constants<S>;
-  const auto subnormal = whole < T(C::kSmallestNormal);
-  const auto s = split(select(subnormal, whole * T(S(uint64_t(1) << C::kMantissa)), whole));
-  const T n = select(subnormal, s.n - T(S(C::kMantissa)), s.n);
+  constexpr int kUp = C::kMantissa + 1;  // lifts subnormal numbers
+  const T up(S(uint64_t(1) << kUp));
+  T n, m;
+  if constexpr (kProbability) {
+    const auto s = split<kUp>(whole * up);
+    n = s.n, m = s.m;
+  } else {
+    const auto subnormal = whole < T(C::kSmallestNormal);
+    const auto s = split(select(subnormal, whole * up, whole));
+    n = select(subnormal, s.n - T(S(kUp)), s.n), m = s.m;
+  }
   const auto near = n == T(0);
-  const T g = select(near, f, s.m - T(1)), square = g * g, p = C::log_polynomial(g);
-  const T log = logarithm_at_ends(whole, multiply_add(n, T(C::kLn2), multiply_add(square, p, g)));
+  const T g = select(near, f, m - T(1)), square = g * g, p = C::log_polynomial(g);
+  T log = multiply_add(n, T(C::kLn2), multiply_add(square, p, g));
+  if constexpr (kProbability) {
+    log = select(whole > T(0), log, whole - T(C::kInfinity));  // of 0, or a NaN
+  } else {
+    log = logarithm_at_ends(whole, log);
+  }
   return {log, select(near, -(square * p), (whole - T(1)) - log)};
+}
+template <class T>
+FASTVAE_INLINE LogParts<T> log_parts(T whole, T f) {
+  return log_parts_of<false>(whole, f);
+}
+// The same where 1 + f is a probability: less work.
+template <class T>
+FASTVAE_INLINE LogParts<T> log_parts_of_probability(T whole, T f) {
+  return log_parts_of<true>(whole, f);
 }
 
 // What Stirling's formula leaves: delta(z) = log z! - (z + 1/2) log z + z - log(2 pi) / 2, and chi = -delta', which is

@@ -121,4 +121,9 @@ LogParts<Elements<S>> log_parts(const Elements<S>& whole, const Elements<S>& f) 
   return {log, select(near, -(square * Constants<S>::log_polynomial(inside)), f - log)};
 }
 
+template <class S>
+LogParts<Elements<S>> log_parts_of_probability(const Elements<S>& whole, const Elements<S>& f) {
+  return log_parts(whole, f);
+}
+
 }  // namespace fastvae

@@ -429,6 +429,7 @@ class Backward {
     for (int g = 0; g < groups; ++g) {
       const Stats<T> stats(args, first_group + g);
       const int first = g * kPairRows;
+      alignas(64) T of_marginals[kPairRows];
       for (int i = 0; i < kPairRows; ++i) {
         reference_[first + i] = stats.reference[i];
         const int64_t row = rows_.first + first + i;
@@ -449,11 +450,18 @@ class Backward {
           g_q = static_cast<const T*>(args.g[0])[row];
         }
         g_[first + i] = args.joint ? g_q / stats.sum[i] : T(0);
-        for (int64_t d = 0; d < args.dims && args.marginals; ++d) {
-          if (there && !args.decompose)
-            h = args.g[1] == nullptr ? T(0) : static_cast<const T*>(args.g[1])[row * args.dims + d];
-          h_[d * rows_.size + first + i] = h / stats.sum_of(d)[i];
-          shift_[d * rows_.size + first + i] = stats.shift_of(d)[i];
+        of_marginals[i] = h;
+      }
+      for (int64_t d = 0; d < args.dims && args.marginals; ++d) {
+        T *h = h_ + d * rows_.size + first, *shift = shift_ + d * rows_.size + first;
+        const T* given = args.decompose ? nullptr : static_cast<const T*>(args.g[1]);
+        for (int i = 0; i < kPairRows; ++i) {
+          h[i] = of_marginals[i];
+          if (given != nullptr && first + i < rows_.count) h[i] = given[(rows_.first + first + i) * args.dims + d];
+        }
+        for (int i = 0; i < kPairRows; i += V::kLanes) {
+          (V::load(h + i) / V::load(stats.sum_of(d) + i)).store(h + i);
+          V::load(stats.shift_of(d) + i).store(shift + i);
         }
       }
     }
