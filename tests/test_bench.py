@@ -375,8 +375,7 @@ def test_steps_are_right_and_train(kind: str) -> None:
     before = [p.detach().clone() for p in model.parameters()]
     assert step().isfinite()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    alone = step.timed(BOTH)
-    assert alone is not None and len(alone.call(None)) == 3
+    assert len(step.timed(BOTH).call(None)) == 3
 
 
 def test_a_wrong_objective_is_found_in_a_step() -> None:
@@ -400,8 +399,7 @@ def test_models_are_right(model: models.Model) -> None:
     for kind in ("fastvae", "eager"):
         step = models.Step(made, x, kind)
         assert step.wrong() == ""
-        alone = step.timed(BOTH)
-        assert alone is not None and all(t.isfinite().all() for t in alone.call(None))
+        assert all(t.isfinite().all() for t in step.timed(BOTH).call(None))
 
 
 # The command --------------------------------------------------------------------------------------

@@ -212,7 +212,6 @@ class Step:
             return model(kind, x)
 
         self.terms = how(terms)
-        self.compiled = self.terms is not terms
 
     def __call__(self, _: Any = None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -221,10 +220,10 @@ class Step:
         self.optimizer.step()
         return loss.detach()
 
-    def timed(self, which: str) -> Timed | None:
-        """The step, or the objective without the networks, forward and backward, which is not compiled."""
-        if which == STEP or self.compiled:
-            return Timed(self) if which == STEP else None
+    def timed(self, which: str) -> Timed:
+        """The step, or the objective without the networks, forward and backward."""
+        if which == STEP:
+            return Timed(self)
         with torch.no_grad():
             made, objective = self.model.alone(self.kind, self.x)
         leaves = [t.detach().clone().requires_grad_() for t in made]

@@ -223,9 +223,7 @@ def draw_all(folder: Path, found: Report) -> Iterator[str]:
     values = wide(frame[frame["pass"] == "step"], "speedup")
     options: Any = {"legend": False}
     if values.shape[1] > 1:
-        values.index = [
-            f"{op.removeprefix('step: ')}\n{shape}" for _, op, shape, *_ in values.index
-        ]
+        values.index = [f"{key[1].removeprefix('step: ')}\n{key[2]}" for key in values.index]
         figure = Figure((9, 1 + 0.12 * values.size), layout="constrained")
         values.iloc[::-1].plot.barh(ax=figure.subplots(), width=0.8, **options)
         yield save(figure, "steps.png")

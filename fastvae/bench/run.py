@@ -28,8 +28,8 @@ SECONDS = 0.5  # that a pass of a case is timed for, all its implementations tog
 SHORTEST = 0.05
 LAUNCH_BOUND = 1 << 20  # elements, up to which a CUDA graph is worth a row
 JAX_LIMIT = 1 << 28  # elements: its copy of the inputs passes through the host
-# Seconds to compile a program of a case and of a model, and for each element: corrected while running.
-COMPILING = (3.5, 20.0)
+# Seconds to compile a program of a case, of a model and of a tiny one, and for each element: corrected while running.
+COMPILING = (3.5, 20.0, 8.0)
 PER_ELEMENT = {"cpu": 2e-7, "cuda": 3e-9}
 
 
@@ -59,7 +59,7 @@ def plan(device: Device, quick: bool = False, ops: Sequence[str] = OPS) -> list[
 def cost(entry: Entry, device: Device) -> tuple[float, int]:
     """About how many seconds an entry takes besides its timings, and how many timings it has: a step's are longer."""
     if isinstance(entry, Model):
-        return 10 + 2 * COMPILING[1] * entry.compiled, 5
+        return 10 + 2 * COMPILING[1 + (entry.elements < 1 << 17)] * entry.compiled, 5
     programs = len(device.modes) * (1 + (entry.suite == "compiled")) * entry.compiled
     timings = len(entry.passes) + 2 * entry.cold
     elements = PER_ELEMENT[device.type] * entry.elements * timings
@@ -178,7 +178,9 @@ class Run:
         try:
             found = self.implementations(entry)
             for which, cold in [(p, False) for p in entry.passes] + [(BOTH, True)] * entry.cold:
-                each = {n: self.attempt(entry, n, made.timed, which) for n, made in found.items()}
+                whole = which == STEP or isinstance(entry, Case)
+                part = found if whole else {n: found[n] for n in entry.functions if n in found}
+                each = {n: self.attempt(entry, n, made.timed, which) for n, made in part.items()}
                 timed = {n: t for n, t in each.items() if t is not None}
                 longer = 4 if which == STEP else 1 + cold
                 self.time(entry, timed, seconds * longer, which, cold)
@@ -191,9 +193,11 @@ def run(
 ) -> Run:
     """Measure all `entries`, each pass for `row_seconds`; or what can be measured in `seconds`: rows get shorter first,
     then the entries go for which no time is left, which come last in a plan."""
-    # AOTAutograd's cache knows an op by its name, and would time what it was in another version of fastvae.
-    functorch: Any = importlib.import_module("torch._functorch.config")
-    functorch.enable_autograd_cache = False
+    # AOTAutograd's cache knows an op by its name, and would time what it was in another version of fastvae. Inductor's does not
+    # know the vectors' width: a program that it kept from another CPU writes beyond its tensors.
+    caches = {"_functorch": "enable_autograd_cache", "_inductor": "fx_graph_cache"}
+    for module, option in caches.items():
+        setattr(importlib.import_module(f"torch.{module}.config"), option, False)
     deadline = time.perf_counter() + (seconds or math.inf)
     found = Run(device)
     costs = [cost(e, device) for e in entries]
