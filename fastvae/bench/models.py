@@ -22,7 +22,9 @@ from fastvae.bench import cases
 from fastvae.bench.timing import BOTH, Function, Timed
 
 STEP = "step"
-LIMIT = 2e-3  # of the largest value in a gradient: float32 through all the layers, whose order a compiler changes
+# Of the largest value in a gradient. Roundings are 2e-5, but where one takes a ReLU's input across 0 a sample's part comes
+# or goes: 6e-3 was seen, of the plain objective too.
+LIMIT = 2e-2
 OPS: dict[str, Any] = {"fastvae": fastvae, "eager": reference, "truth": reference}
 
 
