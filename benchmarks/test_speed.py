@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae.bench import check, timing
+from fastvae.bench import timing
 from fastvae.bench.cases import Case, op_cases
 from fastvae.bench.timing import Timed, Torch
 
@@ -60,6 +60,6 @@ def test_speed(benchmark: Any, device: str, case: Case, which: str, name: str) -
     plain = case.functions.get("functional", case.functions["eager"])
     function = timing.compiled(plain) if name == "compile" else case.functions[name]
     implementation = Torch(function, inputs, case.upstream(inputs))
-    problem = check.wrong(case, name, implementation)
+    problem = case.wrong(name, implementation)
     assert not problem, problem
     _measure(benchmark, implementation.timed(which), device)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvae.bench.cases import BOTH, FORWARD, Case
-from fastvae.bench.timing import Timed
+from fastvae.bench.cases import Case
+from fastvae.bench.timing import BOTH, FORWARD, Timed
 
 
 def why_not(device: torch.device) -> str | None:
@@ -55,32 +55,26 @@ class Jax:
     def __init__(self, case: Case, inputs: list[Tensor], upstream: list[Tensor | None]) -> None:
         self.inputs, self.upstream, self.seed, dtype = inputs, upstream, 0, case.dtype_name
 
-        def convert(tensor: Tensor) -> Any:
+        def convert(tensor: Tensor | None) -> Any:
+            if tensor is None:
+                return jnp.ones((), jnp.float32)
             return jnp.asarray(tensor.detach().float().cpu().numpy(), dtype=dtype)
 
-        self.given = tuple(map(convert, inputs))
-        self.flowing = tuple(
-            jnp.ones((), jnp.float32) if g is None else convert(g) for g in upstream
-        )
-        draws, shape = case.noise or case.op == "noise", inputs[0].shape
-        function = FUNCTIONS[case.label.removesuffix(": eps given")]
+        self.given, self.flowing = (tuple(map(convert, tensors)) for tensors in (inputs, upstream))
+        function, shape = FUNCTIONS[case.label.removesuffix(": eps given")], inputs[0].shape
         wanted = [i for i, t in enumerate(inputs) if t.requires_grad]
 
         def forward(seed: Any, inputs: Any, _: Any) -> Any:
-            eps = [jax.random.normal(jax.random.key(seed), shape, dtype)] if draws else []
+            eps = [jax.random.normal(jax.random.key(seed), shape, dtype)] if case.noise else []
             return function(*inputs, *eps)
 
         def both(seed: Any, inputs: Any, flowing: Any) -> Any:
-            def of(*leaves: Any) -> Any:
-                given = dict(zip(wanted, leaves, strict=True))
-                return forward(seed, [given.get(i, t) for i, t in enumerate(inputs)], None)
+            outputs, pull = jax.vjp(lambda *leaves: forward(seed, leaves, None), *inputs)
+            gradients = pull(flowing)  # of which XLA computes those that are returned
+            return outputs, [gradients[i] for i in wanted]
 
-            outputs, pull = jax.vjp(of, *(inputs[i] for i in wanted))
-            return outputs, pull(flowing)
-
-        functions = {FORWARD: forward, BOTH: both}
-        jitted = {name: jax.jit(f).lower(*self.arguments()) for name, f in functions.items()}
-        self.compiled = {name: lowered.compile() for name, lowered in jitted.items()}
+        jitted = {FORWARD: jax.jit(forward), BOTH: jax.jit(both)}
+        self.compiled = {n: f.lower(*self.arguments()).compile() for n, f in jitted.items()}
 
     def arguments(self) -> tuple[Any, ...]:
         self.seed += 1
@@ -97,7 +91,7 @@ class Jax:
         peak = plan and plan.output_size_in_bytes + plan.temp_size_in_bytes
         return Timed(partial(self.call, which), self.arguments, host_clock=True, peak_bytes=peak)
 
-    def results(self) -> Any:
+    def both(self) -> Any:
         arrays = jax.tree.map(np.array, self.call(BOTH, self.arguments()))
         device = self.inputs[0].device
         return jax.tree.map(lambda a: torch.tensor(a.astype("float32"), device=device), arrays)

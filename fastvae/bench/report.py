@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import shlex
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import pandas as pd
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import fastvae
@@ -24,19 +23,6 @@ from fastvae.bench.run import AGAIN, Run
 
 Report = dict[str, Any]
 
-# Baselines as columns stand, with colours that light and dark pages both show.
-COLOURS = {
-    **{
-        "fastvae": "#2f81f7",
-        "eager": "#e5534b",
-        "functional": "#db8b26",
-        "distributions": "#a371f7",
-    },
-    **{"scvi-tools": "#57606a", "compile": "#2da44e", "compile-reduce-overhead": "#1b9e9e"},
-    **{"jax": "#d16ba5", "fastvae-plain": "#adbac7", "fastvae-cuda-graph": "#6cb6ff"},
-    **{"fastvae-compile": "#6cb6ff", "fastvae, 1 thread": "#6cb6ff", "memory floor": "#7d8590"},
-}
-BUSY = 0.5  # the load before a run from which it says so
 SUITES = {
     "steps": "Training steps",
     "ops": "Ops at the sizes of real models",
@@ -48,29 +34,35 @@ SUITES = {
     "batch": "Batch growing",
     "threads": "One thread",
 }
+PLOTS = {
+    "steps.png": "A whole training step as a multiple of that with fastvae",
+    "growth.png": "Seconds of vae_loss: N of recon_x growing, M = N / 16; the batch growing, MNIST",
+}
 KEYS = ["suite", "op", "shape", "dtype", "pass", "cache", "threads"]
+# As the columns stand.
+BASELINES = ["fastvae", "eager", "functional", "distributions", "scvi-tools", "compile"]
+BASELINES += ["compile-reduce-overhead", "jax", "fastvae-plain", "fastvae-cuda-graph"]
+BASELINES += ["fastvae-compile", AGAIN]
+BUSY = 0.5  # the load before a run from which it says so
 
 
 def _commit() -> str:
     """Of the checkout this runs from, or what the extension was built from."""
     root = Path(fastvae.__file__).resolve().parents[1]
     # What a run writes itself changes nothing that is timed.
-    commands = ["rev-parse HEAD", "status --porcelain -uno -- fastvae csrc setup.py"]
+    commands = ["rev-parse --short=12 HEAD", "status --porcelain -uno -- fastvae csrc setup.py"]
     git = [["git", "-C", str(root), *command.split()] for command in commands]
     try:
-        head, changed = (
-            subprocess.check_output(c, stderr=subprocess.DEVNULL, text=True) for c in git
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return str(build_info()["commit"])
-    return head[:12] + "+changes" * bool(changed)
+        head, changed = (subprocess.run(c, capture_output=True, text=True).stdout for c in git)
+    except OSError:  # there is no git
+        head, changed = "", ""
+    return head.strip() + "+changes" * bool(changed) or str(build_info()["commit"])
 
 
 def report(run: Run, argv: Sequence[str]) -> Report:
     """Machine, rows and what was left out; `copy_bandwidth` is bytes a second, read and written."""
-    import cpuinfo
-
-    off = sorted(abs(r["speedup"] - 1) for r in run.rows if r["baseline"] == AGAIN and r["speedup"])
+    again = [r["speedup"] for r in run.rows if r["baseline"] == AGAIN and r["speedup"]]
+    off = (pd.Series(again, dtype=float) - 1).abs()
     machine = {
         "cpu": cpuinfo.get_cpu_info().get("brand_raw", "unknown"),
         "threads": torch.get_num_threads(),
@@ -83,11 +75,7 @@ def report(run: Run, argv: Sequence[str]) -> Report:
         "copy_bandwidth": statistics.median(run.copies + run.copies_after),
         "copy_bandwidth_before_after": [*map(statistics.median, (run.copies, run.copies_after))],
         # The same code timed twice: by how much its ratio was off 1, in the middle and in nine of ten.
-        "noise": {
-            "rows": len(off),
-            "median": statistics.median(off) if off else None,
-            "p90": off[int(0.9 * (len(off) - 1))] if off else None,
-        },
+        "noise": {"rows": len(off), "median": off.quantile(0.5), "p90": off.quantile(0.9)},
         "device": run.device.type,
         "instruction_set": cpu_capability(),
         "fastvae": fastvae.__version__,
@@ -109,8 +97,8 @@ def write_json(path: Path, found: Report) -> None:
 def caption(found: Report) -> str:
     """One line that a figure may not be without."""
     about = found["machine"]
-    where = f"{about['gpu']}, CUDA {about['cuda']}"
-    where = where if about["gpu"] else f"{about['cpu']}, {about['threads']} threads"
+    where = f"{about['cpu']}, {about['threads']} threads"
+    where = f"{about['gpu']}, CUDA {about['cuda']}" if about["gpu"] else where
     return f"{where}, torch {about['torch']}, commit {about['commit']}, {about['date']}"
 
 
@@ -137,7 +125,7 @@ def wide(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """A line for each pass of a case, a column for each baseline."""
     lines = pd.MultiIndex.from_frame(frame[KEYS].drop_duplicates())
     found = frame.set_index([*KEYS, "baseline"])[value].unstack("baseline").reindex(lines)
-    return found[[b for b in [*COLOURS, AGAIN] if b in found]]
+    return found[[b for b in BASELINES if b in found]]
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -166,8 +154,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     cells["launches"] = text(ours.launches, "{:.0f}".format)
     cells = cells.reset_index()
     cells["op"] = cells.op.str.removeprefix("step: ")
-    told = (cells[c].nunique() > 1 or (c not in KEYS and cells[c].iloc[0]) for c in cells)
-    return cells[[c for c, tells in zip(cells, told, strict=True) if tells or c in ("op", "shape")]]
+    told = [cells[c].nunique() > 1 or (c not in KEYS and cells[c].iloc[0] != "") for c in cells]
+    return cells.loc[:, [t or c in ("op", "shape") for c, t in zip(cells, told, strict=True)]]
 
 
 def notes(found: Report) -> Iterator[str]:
@@ -185,36 +173,26 @@ def notes(found: Report) -> Iterator[str]:
         yield f"{'WRONG, not timed' if wrong else 'left out'}: {baseline} of {'; '.join(items.what)}: {reason}"
 
 
-def print_tables(console: Any, found: Report) -> None:
-    from rich import box
-    from rich.table import Table
-
+def print_tables(found: Report) -> None:
     frame = rows_of(found)
-    for suite in frame.suite.unique():
-        cells = table(frame[frame.suite == suite])
-        drawn = Table(
-            *cells.columns, title=SUITES[suite], title_justify="left", box=box.SIMPLE_HEAD
-        )
-        for line in cells.itertuples(index=False):
-            drawn.add_row(*map(str, line))
-        console.print(drawn)
-    for line in notes(found):
-        console.print(line, highlight=False, soft_wrap=True)
+    for suite, title in SUITES.items():
+        if len(rows := frame[frame.suite == suite]):
+            cells = table(rows).to_markdown(tablefmt="simple", index=False, disable_numparse=True)
+            print(f"{title}\n\n{cells}\n")
+    print("\n".join(notes(found)))
 
 
 def sections(found: Report) -> Iterator[tuple[str, str]]:
     """Titles, and tables in Markdown; forward and backward together where an op has all passes."""
-    frame = rows_of(found).query("baseline != @AGAIN")
-    both, floats, cold = frame["pass"] == "both", frame.dtype == "float32", frame.cache == "cold"
-    chosen = {
-        title: (frame.suite == s) & (frame["pass"] != "backward") for s, title in SUITES.items()
-    }
-    chosen[SUITES["ops"]] &= both & floats & ~cold
-    chosen["16 bits"] = (frame.suite == "ops") & both & ~floats
-    chosen["Cold caches"] = cold
-    for title, those in chosen.items():
-        if those.any():
-            cells = table(frame[those]).drop(columns="p20 - p80")
+    frame = rows_of(found).query("baseline != @AGAIN and `pass` != 'backward'")
+    ops = frame.query("suite == 'ops' and `pass` == 'both'")
+    chosen = {title: frame[frame.suite == suite] for suite, title in SUITES.items()}
+    chosen[SUITES["ops"]] = ops.query("dtype == 'float32' and cache == 'warm'")
+    chosen["16 bits"] = ops.query("dtype != 'float32'")
+    chosen["Cold caches"] = frame.query("cache == 'cold'")
+    for title, rows in chosen.items():
+        if len(rows):
+            cells = table(rows).drop(columns="p20 - p80")
             yield title, cells.to_markdown(index=False, disable_numparse=True)
 
 
@@ -222,92 +200,40 @@ def write_folder(folder: Path, found: Report) -> None:
     """CSV, pictures and page beside a folder's results.json."""
     rows_of(found).to_csv(folder / "results.csv", index=False)
     lines = [f"# {caption(found)}", "\n".join(f"* {line}" for line in notes(found))]
-    pictures = [f"![{PLOTS[path.name]}]({path.name})" for path in draw_all(folder, found)]
+    pictures = [f"![{PLOTS[name]}]({name})" for name in draw_all(folder, found)]
     each = [f"## {title}\n\n{text}" for title, text in sections(found)]
     last = "Every row is in [results.csv](results.csv) and [results.json](results.json); [the method](../../README.md)."
-    (folder / "README.md").write_text(
-        "\n\n".join([*lines, *each[:1], *pictures, *each[1:], last]) + "\n"
-    )
+    parts = [*lines, *each[:1], *pictures, *each[1:], last]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
 
 # Pictures -----------------------------------------------------------------------------------------
 
-PLOTS = {
-    "steps.png": "A whole training step as a multiple of that with fastvae",
-    "speedup.png": "Time as a multiple of fastvae's, forward and backward, float32",
-    "growth.png": "Seconds of vae_loss: N of recon_x growing, M = N / 16; the batch growing, MNIST",
-    "memory.png": "Peak memory beyond the inputs, forward and backward",
-}
-INK = dict.fromkeys(
-    ("text.color", "axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), "#7d8590"
-)
-STYLE: Any = {
-    "savefig.transparent": True,
-    "font.size": 7,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    **INK,
-}
 
+def draw_all(folder: Path, found: Report) -> Iterator[str]:
+    """Draws what the run has figures for; the names of the files in `folder`."""
 
-def draw_all(folder: Path, found: Report) -> list[Path]:
-    """Write what the run has figures for into `folder`; the paths."""
+    def save(figure: Figure, name: str) -> str:
+        figure.suptitle(f"{PLOTS[name]}\n{caption(found)}", fontsize="medium")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+        figure.savefig(folder / name, metadata={"Software": None})
+        return name
+
     frame = rows_of(found).query("baseline != @AGAIN and cache == 'warm'")
-    both = (frame["pass"] == "both") & (frame.dtype == "float32")
-    both &= frame.suite.isin(["ops", "likelihoods", "terms", "pairs"])
-    panels = {
-        "steps.png": [wide(frame[frame["pass"] == "step"], "speedup")],
-        "speedup.png": [wide(frame[both], "speedup")],
-        "memory.png": [wide(frame[both], "peak_bytes")],
-        "growth.png": [_growth(frame, suite, found["machine"]) for suite in ("growth", "batch")],
-    }
-    paths = []
-    for name, facets in panels.items():
-        lines, facets = (
-            name == "growth.png",
-            [f.dropna(axis=1, how="all") for f in facets if len(f)],
-        )
-        if not facets or len(facets[0].columns) < 2:
-            continue
-        with rc_context(STYLE):
-            height = 4 if lines else 1 + 0.12 * facets[0].size
-            figure = Figure(figsize=(8, height), layout="constrained")
-            for axes, values in zip(
-                figure.subplots(1, len(facets), squeeze=False)[0], facets, strict=True
-            ):
-                options: Any = {"ax": axes, "color": [COLOURS[c] for c in values], "legend": False}
-                if lines:
-                    values.plot(loglog=True, marker=".", **options)
-                    continue
-                values.index = values.index.map(lambda k: f"{k[1].removeprefix('step: ')}\n{k[2]}")
-                values.plot.barh(logx=name != "steps.png", width=0.8, xlabel="", **options)
-                axes.invert_yaxis()
-                for bar in axes.containers:
-                    write = size if name == "memory.png" else "{:.2f}".format
-                    axes.bar_label(
-                        bar, [write(v) if v > 0 else "" for v in bar.datavalues], fontsize=5
-                    )
-            figure.suptitle(f"{PLOTS[name]}\n{caption(found)}", x=0.01, ha="left")
-            labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(*labels, loc="outside lower left", ncols=6)
-            paths.append(folder / name)
-            figure.savefig(paths[-1], metadata={"Software": None}, dpi=110)
-    return paths
-
-
-def _growth(frame: pd.DataFrame, suite: str, machine: Mapping[str, Any]) -> pd.DataFrame:
-    """Seconds by the size that grows, with one thread and the memory floor."""
-    axis = "batch" if suite == "batch" else "N"
-    lengths = frame["shape"].str.split(" ").str[0].str.split("x")
-    frame = frame.assign(
-        **{axis: lengths.map(lambda n: math.prod(map(int, n[:1] if suite == "batch" else n)))}
-    )
-    rows = frame[frame.suite == suite]
-    grown = rows.pivot_table("median", axis, "baseline")
-    if len(grown):
-        grown["memory floor"] = rows.groupby(axis)["bytes"].first() / machine["copy_bandwidth"]
-        single = frame[
-            (frame.suite == "threads") & (frame.baseline == "fastvae") & (suite == "growth")
-        ]
-        grown["fastvae, 1 thread"] = single.set_index(axis)["median"]
-    return grown
+    values = wide(frame[frame["pass"] == "step"], "speedup")
+    options: Any = {"legend": False}
+    if values.shape[1] > 1:
+        values.index = [f"{key[1].removeprefix('step: ')}\n{key[2]}" for key in values.index]
+        figure = Figure((9, 1 + 0.12 * values.size), layout="constrained")
+        values.iloc[::-1].plot.barh(ax=figure.subplots(), width=0.8, **options)
+        yield save(figure, "steps.png")
+    suites, figure = ("growth", "batch"), Figure((10, 4), layout="constrained")
+    for suite, axes in zip(suites, figure.subplots(1, 2), strict=True):
+        rows = frame[(frame.suite == suite) & (frame["pass"] == "both")]
+        values = rows.pivot_table("median", "bytes", "baseline")
+        values["memory floor"] = values.index / found["machine"]["copy_bandwidth"]
+        if len(values):
+            options |= {"ax": axes, "title": suite, "xlabel": "bytes to be moved"}
+            values.plot(loglog=True, marker=".", **options)
+    if frame.suite.isin(suites).any():
+        yield save(figure, "growth.png")

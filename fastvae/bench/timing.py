@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from fastvae.bench.cases import BACKWARD, FORWARD, Function, as_tuple
-
+Function = Callable[..., Any]
+FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "both")
 COPIES = 21
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 WARM_UP = 0.3  # seconds, or three calls
@@ -34,10 +34,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 class Timed:
     """``call(setup())``: neither the set-up is timed, nor freeing what the call returns."""
 
-    call: Callable[[Any], Any]
-    setup: Callable[[], Any] = lambda: None
+    call: Function
+    setup: Function = lambda: None
     host_clock: bool = False  # not on torch's CUDA stream, so that its events would not see it
     peak_bytes: int | None = None  # where torch's allocator does not know it
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 class Torch:
@@ -53,32 +57,23 @@ class Torch:
         self.function, self.inputs, self.upstream = function, inputs, upstream
         self.wanted = [t for t in inputs if t.requires_grad]
 
-    def outputs(self) -> tuple[Tensor, ...]:
-        return as_tuple(self.function(*self.inputs))
-
-    def forward(self, _: Any = None) -> Any:
+    def forward(self, _: Any = None) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return self.outputs()
+            return as_tuple(self.function(*self.inputs))
 
     def backward(self, outputs: tuple[Tensor, ...]) -> Any:
         return torch.autograd.grad(outputs, self.wanted, self.upstream)
 
-    def both(self, _: Any = None) -> Any:
-        outputs = self.outputs()
+    def both(self, _: Any = None) -> tuple[Any, Any]:
+        outputs = as_tuple(self.function(*self.inputs))
         return outputs, self.backward(outputs) if outputs[0].requires_grad else ()
 
     def timed(self, which: str) -> Timed:
         def setup() -> Any:  # with CUDA graphs: the outputs of the call before may be overwritten
             torch.compiler.cudagraph_mark_step_begin()
-            return self.outputs() if which == BACKWARD else None
+            return as_tuple(self.function(*self.inputs)) if which == BACKWARD else None
 
-        calls: dict[str, Any] = {FORWARD: self.forward, BACKWARD: self.backward}
-        return Timed(calls.get(which, self.both), setup)
-
-    def results(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs and gradients, to be checked."""
-        outputs, gradients = self.both()
-        return [t.detach() for t in outputs], list(gradients)
+        return Timed(getattr(self, which), setup)
 
 
 def compiled(function: Any, mode: str | None = None) -> Function:
@@ -149,17 +144,22 @@ class Device:
             return timed.peak_bytes, None
         state = timed.setup()
         self.synchronize()
-        if not self.gpu:
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-                result = timed.call(state)
-            return peak_of(_trace(profiler)), None
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        activities, before = [ProfilerActivity.CPU], 0
+        if self.gpu:
+            activities.append(ProfilerActivity.CUDA)
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        with profile(activities=activities, profile_memory=not self.gpu) as profiler:
             result = timed.call(state)
             self.synchronize()
         del result
-        launches = kernels_of(_trace(profiler)) or None  # none where the profiler may not look
+        with tempfile.TemporaryDirectory() as folder:  # the one format that is documented
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        if not self.gpu:
+            return peak_of(events), None
+        launches = kernels_of(events) or None  # none where the profiler may not look
         return torch.cuda.max_memory_allocated() - before, launches
 
     def free_bytes(self) -> float:
@@ -179,21 +179,11 @@ class Device:
         return [2 * size / self.time(copy) for _ in range(COPIES + 3)][3:]
 
 
-def _trace(profiler: Any) -> list[dict[str, Any]]:
-    """A profile's events, in the one format that is documented."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
-    return events
-
-
 def peak_of(events: list[dict[str, Any]]) -> int:
     """The most bytes that were held at once, of those allocated in the profile."""
-    memory = sorted(
-        (float(e["ts"]), i, e) for i, e in enumerate(events) if e.get("name") == "[memory]"
-    )
-    return max(itertools.accumulate((int(e["args"]["Bytes"]) for *_, e in memory), initial=0))
+    memory = [e for e in events if e.get("name") == "[memory]"]
+    memory.sort(key=lambda e: float(e["ts"]))
+    return max(itertools.accumulate((int(e["args"]["Bytes"]) for e in memory), initial=0))
 
 
 def kernels_of(events: list[dict[str, Any]]) -> int:

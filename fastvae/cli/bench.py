@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -15,9 +14,8 @@ import fastvae
 __all__ = ["add_parser", "run"]
 
 # The bench extra, as pip calls it.
-EXTRA = ("rich", "matplotlib", "pandas", "tabulate", "py-cpuinfo")
+EXTRA = ("matplotlib", "pandas", "tabulate", "py-cpuinfo")
 QUICK_SECONDS = 0.1  # for a pass
-WIDTH = 220  # of the tables where the output is not a terminal
 
 DESCRIPTION = """\
 Time every op and whole training steps beside the plain PyTorch expression, torch.nn.functional, torch.distributions, torch.compile of
@@ -55,23 +53,9 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def command(args: argparse.Namespace) -> list[str]:
-    """The command as given, from the arguments: what a published figure is made again with."""
-    words = ["bench", "--device", args.device]
-    words += ["--quick"] if args.quick else []
-    words += ["--ops", *args.ops] if args.ops else []
-    for name in ("seconds", "threads", "json", "results"):
-        if (value := getattr(args, name)) is not None:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return words
-
-
 def run(args: argparse.Namespace) -> int:
     try:
-        import cpuinfo  # noqa: F401
         import tabulate  # noqa: F401
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         from fastvae.bench import report, timing
         from fastvae.bench import run as bench
@@ -90,27 +74,11 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"cannot run on {args.device!r}: {error}", 2)
     if args.threads:
         torch.set_num_threads(args.threads)
-
-    row_seconds = QUICK_SECONDS if args.quick else bench.SECONDS
     entries = bench.plan(device, args.quick, args.ops or bench.OPS)
-    costs = [bench.cost(e, device) for e in entries]
-    estimate = sum(fixed + timings * row_seconds for fixed, timings in costs)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    limit = f", of which {args.seconds:.0f} s are allowed" if args.seconds else ""
-    console.print(f"{len(entries)} cases, about {estimate:.0f} s{limit}")
-    started, errors = time.perf_counter(), Console(stderr=True)
-    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    hidden = not errors.is_terminal
-    with Progress(*columns, console=errors, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_progress(name: str, done: float, total: float) -> None:
-            bar.update(task, completed=done, total=total, description=name)
-
-        result = bench.run(device, entries, row_seconds, args.seconds, on_progress)
-    found = report.report(result, command(args))
-    report.print_tables(console, found)
-    console.print(f"It took {time.perf_counter() - started:.0f} s.")
+    row_seconds = QUICK_SECONDS if args.quick else bench.SECONDS
+    result = bench.run(device, entries, row_seconds, args.seconds)
+    found = report.report(result, args.words)
+    report.print_tables(found)
     if not found["rows"]:
         return _fail("nothing was timed; see above")
     if args.json:
