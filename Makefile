@@ -10,6 +10,10 @@ COMPILE = set -o pipefail && $(1) setup.py --quiet build_ext --inplace | sed -E 
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
+# The CPU kernels know no torch: another tree takes them over, if those compiled here are of these sources.
+TAKE_KERNELS = if $(MAKE) --question $(VENV)/.built; then \
+	mkdir -p $(1)/build/temp && cp -r --update $(wildcard build/temp/baseline build/temp/avx*) $(1)/build/temp; fi
+
 .PHONY: build demo test test-slow test-all test-torch cuda-tree cuda-build gpu-binary emulation emulate emulate-sanitized emulate-mutants gpu lint format bench results docs pictures verify wheel repair cuda-wheel wheel-check clean
 
 build: $(VENV)/.built $(VENV)/.dev
@@ -67,6 +71,7 @@ NVCC := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl
 cuda-tree:
 	rm -rf $(CUDA_TREE) && mkdir -p $(CUDA_TREE)
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(CUDA_TREE)
+	$(call TAKE_KERNELS,$(CUDA_TREE))
 	$(CUDA_MAKE) ../env/.torch
 	.venv-cuda/env/bin/python -m pip install --quiet $(NVCC:=~=13.0.0)
 
@@ -93,6 +98,7 @@ EMULATION_PYTEST = cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURD
 emulation: build
 	rm -rf $(EMULATION_TREE)/tests && mkdir -p $(EMULATION_TREE)
 	git ls-files -z | xargs -0 cp --parents --update --target-directory=$(EMULATION_TREE)
+	$(call TAKE_KERNELS,$(EMULATION_TREE))
 	cd $(EMULATION_TREE) && $(call COMPILE,FASTVAE_CUDA=emulation $(CURDIR)/$(BIN)/python)
 
 emulate: emulation
