@@ -143,6 +143,29 @@ def test_is_scipys(dtype):
     np.testing.assert_allclose(got, want, rtol=5e-7 if dtype == torch.float32 else 1e-12)
 
 
+@REAL
+@pytest.mark.parametrize("inflated", [False, True])
+def test_an_element_does_not_see_its_neighbours(dtype, inflated):
+    """The CPU packs the counts above 0 where there are few of them: ordered by x, there are only such or none."""
+    rng = np.random.default_rng(23)
+    n = 3 * 512 + 37
+    x = torch.from_numpy(rng.poisson(4, n) * (rng.uniform(size=n) < 0.2)).to(dtype)
+    of = {"dtype": dtype, "requires_grad": True}
+    mu, theta = (torch.tensor(rng.lognormal(0, 1, n), **of) for _ in range(2))
+    zero_logits = torch.tensor(rng.normal(0, 2, n), **of) if inflated else None
+    given = [mu, theta, *([] if zero_logits is None else [zero_logits])]
+
+    def evaluate(order: Tensor) -> list[Tensor]:
+        at = [t.detach()[order].requires_grad_() for t in given]
+        likelihood = likelihoods.NegativeBinomial(at[1], zero_logits=at[2] if inflated else None)
+        nll = reconstruction_loss(at[0], x[order], likelihood=likelihood, reduction="none")
+        return [nll.detach(), *torch.autograd.grad(nll.sum(), at)]
+
+    mixed, ordered = evaluate(torch.arange(n)), evaluate(order := x.argsort())
+    for got, want in zip(ordered, mixed, strict=True):
+        torch.testing.assert_close(got, want[order], rtol=0, atol=0)
+
+
 def test_limits():
     """A large theta is Poisson's; zero_logits of -inf are none; and the expected score is 0."""
     mu, x = torch.tensor([0.3, 4.0, 50.0]), torch.tensor([0, 3, 61])
