@@ -39,13 +39,13 @@ struct Restricted : F {
   }
 };
 
-// What cannot be is NaN from the beginning: so is all that is made of it.
+// NaN for an input that is impossible. Everything that is computed from it is NaN then.
 template <class Condition, class T>
 FASTVAE_INLINE T nan_if(const Condition& impossible, T x) {
   return select(impossible, T(Constants<ScalarOf<T>>::kNan), x);
 }
 template <class T>
-FASTVAE_INLINE auto is_no_count(T x) {  // a NaN stays one by itself
+FASTVAE_INLINE auto is_no_count(T x) {  // a NaN needs no test: it stays NaN
   return (x < T(0)) | (x == T(Constants<ScalarOf<T>>::kInfinity));
 }
 
