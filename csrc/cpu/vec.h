@@ -4,6 +4,8 @@
 // lanes.
 #pragma once
 
+#include <utility>
+
 #include "../math/scalar.h"
 
 #if defined(__x86_64__)
@@ -321,25 +323,6 @@ FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n, V
 }
 #endif
 
-// The lanes added up in pairs, each half to the other.
-template <class S>
-FASTVAE_INLINE S sum_of_lanes(Vec<S> a) {
-  constexpr int n = kRegisterBytes / sizeof(S);
-  auto sum = a.part[0] + a.part[1];
-  FASTVAE_UNROLL
-  for (int half = n / 2; half > 0; half /= 2) {
-#if defined(__clang__)
-    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-#else
-    decltype(sum < sum) from;
-    FASTVAE_UNROLL
-    for (int l = 0; l < n; ++l) from[l] = (l + half) % n;
-    sum = sum + __builtin_shuffle(sum, from);
-#endif
-  }
-  return sum[0];
-}
-
 // The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
 #if defined(__x86_64__)
@@ -367,12 +350,30 @@ FASTVAE_INLINE void fence() {
 #endif
 }
 
-// Within each 128 bits: the lanes of the low (high) half of a and b, in turn.
 #if defined(__clang__)
 #define FASTVAE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define FASTVAE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
+
+// The lanes added up in pairs, each half to the other. GCC makes a constant of the lanes' order only where no loop
+// fills it.
+template <int half, class Register, int... l>
+FASTVAE_INLINE auto sum_of_halves(Register sum, std::integer_sequence<int, l...> lanes) {
+  if constexpr (half == 0) {
+    return sum[0];
+  } else {
+    sum = sum + FASTVAE_SHUFFLE(sum, sum, (l + half) % static_cast<int>(sizeof...(l))...);
+    return sum_of_halves<half / 2>(sum, lanes);
+  }
+}
+template <class S>
+FASTVAE_INLINE S sum_of_lanes(Vec<S> a) {
+  constexpr int n = kRegisterBytes / sizeof(S);
+  return sum_of_halves<n / 2>(a.part[0] + a.part[1], std::make_integer_sequence<int, n>());
+}
+
+// Within each 128 bits: the lanes of the low (high) half of a and b, in turn.
 template <bool kHigh>
 FASTVAE_INLINE Vec<float> interleave(Vec<float> a, Vec<float> b) {
   constexpr int h = kHigh ? 2 : 0;

@@ -115,7 +115,7 @@ void backward_of(const PairwiseArgs& args) {
   const int64_t groups = ceil_div(args.rows, kPairRows), tiles = ceil_div(groups, kPairGroups);
   const int64_t across = std::clamp<int64_t>(tiles, 1, kMostSlabs);
   const int64_t parts = std::clamp<int64_t>(args.rows * args.components * args.dims / kGrain, 1, kMostParts);
-  const int64_t down = std::clamp<int64_t>(parts / across, 1, std::clamp<int64_t>(packed.blocks, 1, kMostSlabs));
+  const int64_t down = std::clamp<int64_t>(parts / across, 1, std::clamp<int64_t>(packed.blocks / 2, 1, kMostSlabs));
   const int64_t parameters = args.components * args.dims;
   const bool shared = args.dlog_weight != nullptr && !args.weight_by_row;
   Parts<T> dz(args.dz, args.rows * args.dims, down), dmu(args.dmu, parameters, across),
