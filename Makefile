@@ -1,16 +1,16 @@
-# make demo, make test: each sets up all it needs, in .venv.
+# make demo, make test: each installs what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 SHELL := /bin/bash
-# Compiles the extension with the Python that is given. Of each compiler's command it shows the number and the file.
+# Compiles the extension with the given Python. Shows the number and the file of each command of the compiler.
 COMPILE = set -o pipefail && $(1) setup.py --quiet build_ext --inplace | sed -E 's,^(\[[0-9]+/[0-9]+\]) .* -c [^ ]*/(csrc|formulas)/([^ ]*) .*,\1 \3,'
 # Two workers with a thread each; the tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-# The CPU kernels know no torch: another tree takes them over, if those compiled here are of these sources.
+# The CPU kernels do not depend on torch: another tree copies the compiled ones from here, if they are up to date.
 TAKE_KERNELS = if $(MAKE) --question $(VENV)/.built; then \
 	mkdir -p $(1)/build/temp && cp -r --update $(wildcard build/temp/baseline build/temp/avx*) $(1)/build/temp; fi
 
@@ -54,15 +54,15 @@ test-slow: build
 test-all: build
 	$(PYTEST) --slow tests
 
-# The whole suite on another torch, in an environment of its own: make test-torch TORCH=2.11.0. It compiles the extension
-# against that torch, so the build folder and the extension are that environment's as well.
+# The whole suite with another torch, in a separate environment: make test-torch TORCH=2.11.0. The extension is compiled
+# against that torch, so the build folder and the extension are separate as well.
 TREE := .venv-torch-$(TORCH)/tree
 test-torch:
 	rm -rf $(TREE) && mkdir -p $(TREE)
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(TREE)
 	$(MAKE) -C $(TREE) test-all VENV=../env TORCH=$(TORCH)
 
-# A CUDA torch and the compiler from Python's packages, in an environment and a tree of their own.
+# A CUDA torch and the compiler from Python's packages, in a separate environment and tree.
 CUDA_TORCH := 2.11.0
 CUDA_TREE := .venv-cuda/tree
 CUDA_MAKE := $(MAKE) -C $(CUDA_TREE) VENV=../env TORCH=$(CUDA_TORCH)
@@ -75,13 +75,13 @@ cuda-tree:
 	$(CUDA_MAKE) ../env/.torch
 	.venv-cuda/env/bin/python -m pip install --quiet $(NVCC:=~=13.0.0)
 
-# The CUDA kernels compiled, linked, loaded and looked at, which needs no GPU, and the CPU's tests beside them.
+# Compiles, links, loads and inspects the CUDA kernels, which needs no GPU, and runs the CPU's tests with that library.
 cuda-build: cuda-tree
 	$(CUDA_BUILD)="8.0;9.0;10.0+PTX;12.0" $(CUDA_MAKE) build
 	cd $(CUDA_TREE) && ../env/bin/fastvae info && ../env/bin/python csrc/cuda/check.py
 	$(CUDA_MAKE) test
 
-# The library for `make gpu` on a machine without a compiler, or with little time: take build/gpu-binary along with the sources.
+# The library for `make gpu` on a machine without a compiler, or with little time: copy build/gpu-binary there with the sources.
 ARCH := 9.0
 gpu-binary: cuda-tree
 	cd $(CUDA_TREE) && $(call COMPILE,$(CUDA_BUILD)=$(ARCH) ../env/bin/python)
@@ -89,7 +89,7 @@ gpu-binary: cuda-tree
 	cp $(CUDA_TREE)/fastvae/_C.abi3.so build/gpu-binary/$$(.venv-cuda/env/bin/python -c "import sys; sys.path.append('tests'); import gpu; print(gpu.binary('$(ARCH)'))")
 	ls -l build/gpu-binary
 
-# The CUDA kernels run by the CPU (tests/emulation): what they read, write and add up, where there is no GPU.
+# Runs the CUDA kernels on the CPU (tests/emulation), to test without a GPU what they read, write and add up.
 EMULATION_TREE := $(VENV)-emulation/tree
 EMULATED := $(patsubst %,tests/test_%.py,autograd counts densities emulation kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl scale smoke vae_loss)
 # Results that are summed over some dimensions, for every likelihood.
@@ -107,12 +107,12 @@ emulate: emulation
 	export FASTVAE_EMULATED_MULTIPROCESSORS=132 FASTVAE_EMULATED_ORDER=reversed; \
 		$(EMULATION_PYTEST) tests/test_emulation.py tests/test_vae_loss.py tests/test_sample_and_kl.py
 
-# The same with sanitizers, and with faults put into the sources: the tests have to find each.
+# The same with sanitizers, or with faults put into the sources: the tests must find each fault.
 emulate-sanitized emulate-mutants: emulation
 	$(BIN)/python tests/emulation/variants.py $(@:emulate-%=%) $(EMULATION_TREE) $(ONLY)
 
-# All that a GPU has to show, with the Python at hand (which has a CUDA torch), without a network: make gpu OUT=results
-# STAGES="build smoke". tests/gpu.py says what the stages are.
+# All tests that need a GPU, with the given Python (which has a CUDA torch), without a network: make gpu OUT=results
+# STAGES="build smoke". tests/gpu.py lists the stages.
 OUT ?= gpu-results
 gpu:
 	$(PYTHON) tests/gpu.py --out $(OUT) $(STAGES)
@@ -127,7 +127,7 @@ results: build
 docs: build
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
 
-# What the demo and the examples draw, for the gallery: some minutes.
+# Draws the pictures of the demo and the examples, for the gallery. Takes some minutes.
 pictures: build
 	$(BIN)/python docs/pictures.py
 
@@ -150,19 +150,19 @@ wheel: $(VENV)/.torch
 	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) repair FROM="$$(echo build/wheel/*.whl)" TO=dist
 	ls -l dist
 
-# Puts the tag manylinux on a wheel. The libraries of torch, CUDA and OpenMP stay out of it: fastvae must share those that torch has loaded.
+# Puts the tag manylinux on a wheel. The wheel excludes the libraries of torch, CUDA and OpenMP: fastvae must share those that torch loads.
 SHARED := libtorch*.so libc10*.so libcudart.so.* libgomp.so.*
 repair:
 	auditwheel repair $(SHARED:%=--exclude '%') --wheel-dir $(TO) $(FROM)
 
-# The same with CUDA. TORCH_CUDA_ARCH_LIST=9.0 compiles for one architecture instead of all, which is sooner done.
+# The same with CUDA. TORCH_CUDA_ARCH_LIST=9.0 compiles for one architecture instead of all, which is faster.
 cuda-wheel: cuda-tree
 	$(CUDA_BUILD)="$(TORCH_CUDA_ARCH_LIST)" $(CUDA_MAKE) wheel
 	mkdir -p dist && cp $(CUDA_TREE)/dist/*.whl dist
 	ls -l dist
 
-# What a user gets: the newest wheel and torch in a clean environment, in a folder outside of this checkout. Beside the other torch
-# that `make cuda-build` has, it must refuse to load and say why.
+# Tests the newest wheel as a user installs it: with torch, in a clean environment, in a folder outside of this checkout. With the
+# other torch, that of `make cuda-build`, the wheel must refuse to load and say why.
 OTHER_PYTHON ?= $(wildcard $(CURDIR)/.venv-cuda/env/bin/python)
 wheel-check: wheel
 	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && set -ex && \

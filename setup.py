@@ -40,13 +40,13 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     )
 
 ROOT = Path(__file__).parent.resolve()
-# Where pip put ninja, which compiles the files side by side, if the environment is not activated.
+# pip puts ninja, which compiles files in parallel, in this folder. It is not in PATH if the environment is not activated.
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 IS_LINUX = sys.platform.startswith("linux")
 
-# No contraction: the same bits on every instruction set. No -std but for the kernels, which see no torch header: torch sets
-# the one it needs.
+# No contraction, for the same bits on every instruction set. Only the kernels, which include no torch header, set -std: torch
+# sets the one that it needs.
 COMMON_FLAGS = [
     "-O2",
     "-g0",
@@ -65,11 +65,11 @@ KERNEL_FLAGS = [
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
 ]
-# As on the CPU: where a multiplication and an addition become one is written down (math/scalar.h), so that a gradient comes
-# out the same from every kernel.
+# -fmad=false, as on the CPU: the code says where a multiplication and an addition are fused (math/scalar.h), so that every
+# kernel gives the same gradient.
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", "-Xptxas=--warn-on-spills"]
-# Turing to Blackwell. PTX of 10.0 is for 11.0, which runs machine code of neither neighbour; that of the newest is for
-# what comes after.
+# Turing to Blackwell. 11.0 cannot run the machine code of its neighbours: it takes the PTX of 10.0. Later architectures take
+# the PTX of the newest one.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
@@ -114,7 +114,7 @@ def toolkit_homes() -> list[Path]:
     """Where nvcc may be, in the order in which it is looked for."""
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     if nvcc := shutil.which("nvcc"):
-        # It may be a link, or a script, in a folder that is not the toolkit's: ask it.
+        # nvcc may be a link or a script outside of the toolkit's folder, so ask nvcc for the folder.
         top = re.search(r"^#\$ TOP=(.*)$", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE)
         homes.append(Path(top[1]) if top else Path(nvcc).resolve().parent.parent)
     homes.append(Path("/usr/local/cuda"))
@@ -159,7 +159,7 @@ if isinstance(CUDA, str):
         sys.exit(f"fastvae: FASTVAE_CUDA=1, but CUDA cannot be built: {CUDA}")
     print(f"fastvae: building without CUDA: {CUDA}", file=sys.stderr)
 else:
-    # torch looks one folder too high where nvcc is a link, and for a GPU where no architecture is given.
+    # Without these, torch looks one folder too high if nvcc is a link, and asks a GPU for the architecture.
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(CUDA.home)
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures(CUDA)
     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
@@ -201,7 +201,7 @@ class Build(BuildExtension):
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        # Not a folder that pip deletes: the next install compiles only what has changed.
+        # pip does not delete this folder, so the next install compiles only what has changed.
         self.build_temp = "build/temp"
 
     def build_extensions(self) -> None:
@@ -297,7 +297,7 @@ def formula_sources() -> list[str]:
 def extension() -> object:
     sources = ["csrc/library.cpp", "csrc/cpu/dispatch.cpp", "csrc/pairwise/dispatch.cpp"]
     sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp"))
-    # Torch's headers by op: a third of the compile time.
+    # Torch's headers by op reduce the compile time to a third.
     macros = [("AT_PER_OPERATOR_HEADERS", None)]
     if IS_X86:
         macros.append(("FASTVAE_X86_KERNELS", None))
@@ -329,7 +329,7 @@ def extension() -> object:
     )
 
 
-# The library uses nothing of Python's: one wheel for all versions from requires-python on.
+# The library does not use Python's C API: one wheel serves all versions from requires-python on.
 setup(
     ext_modules=[extension()],
     cmdclass={"build_ext": Build, "egg_info": EggInfo},

@@ -1,5 +1,5 @@
-// What the library tells of itself. Loading it registers the ops with torch; it uses nothing of Python's, so that one
-// build serves every version of Python.
+// Functions that describe the library. Loading it registers the ops with torch. It does not use Python's C API, so that
+// one build serves every version of Python.
 #include "build_info.h"  // written by setup.py
 #include "cpu/kernels.h"
 

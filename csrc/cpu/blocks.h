@@ -1,6 +1,6 @@
-// Tensors read and written a block at a time: the kernels see runs of float or double whatever a tensor's dtype and
-// strides. A block that lies contiguously in memory in the kernel's own type is used where it is; any other passes
-// through a buffer in the first-level cache. Nothing is ever copied whole.
+// Reads and writes tensors a block at a time. The kernels see contiguous floats or doubles, whatever a tensor's dtype
+// and strides. A block that is contiguous and has the kernel's own type is used in place. Any other block goes through
+// a buffer in the first-level cache, so no tensor is copied as a whole.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@
 FASTVAE_NAMESPACE_BEGIN
 
 constexpr int kBlock = 512;  // elements
-constexpr int kAlign = 32;   // a block's length is a multiple of this, but for the last: whole vectors everywhere
+constexpr int kAlign = 32;   // all blocks but the last have a multiple of this length, and so whole vectors
 
 struct BFloat16 {
   uint16_t bits;
@@ -20,11 +20,11 @@ struct Float16 {
   uint16_t bits;
 };
 
-// To float, exactly; from float, to the nearest, ties to even. Integers only (so the compiler vectorises them and a NaN
-// is kept), but for subnormal halves, which a float addition lines up.
+// widen() converts to float, exactly; narrow() from float, to the nearest, ties to even. They use integer operations,
+// so that the compiler vectorises them and a NaN is kept. Only a subnormal half takes a float addition, to align it.
 FASTVAE_INLINE float widen(float x) { return x; }
 FASTVAE_INLINE double widen(double x) { return x; }
-FASTVAE_INLINE uint8_t widen(uint8_t x) { return x; }  // integers are rounded once, to the arithmetic's type
+FASTVAE_INLINE uint8_t widen(uint8_t x) { return x; }  // integers are rounded once, when read as T
 FASTVAE_INLINE int8_t widen(int8_t x) { return x; }
 FASTVAE_INLINE int16_t widen(int16_t x) { return x; }
 FASTVAE_INLINE int32_t widen(int32_t x) { return x; }
@@ -70,7 +70,6 @@ FASTVAE_INLINE void narrow(S x, Float16& to) {
   to.bits = static_cast<uint16_t>(half | ((all >> 16) & 0x8000u));
 }
 
-// A run of them.
 template <class Stored, class T>
 FASTVAE_INLINE void widen(const Stored* from, T* to, int n) {
   for (int j = 0; j < n; ++j) to[j] = static_cast<T>(widen(from[j]));
@@ -124,7 +123,7 @@ FASTVAE_INLINE void for_each_run(const View& view, int64_t i, int n, Visit visit
 template <class T>
 constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
 
-// What may be written; what may be read, besides: integers.
+// The dtypes of outputs, and the dtypes of inputs: these may also be integers.
 template <class Visit>
 FASTVAE_INLINE void with_float_type(DType dtype, Visit visit) {
   switch (dtype) {
@@ -156,7 +155,7 @@ FASTVAE_INLINE void with_type(DType dtype, Visit visit) {
   }
 }
 
-// Asks for memory that is read soon: where loads come in bursts, with arithmetic between, the processor guesses late.
+// Requests memory that is read soon. The loads come in bursts, so the processor's own prefetching is late.
 FASTVAE_INLINE void prefetch(const void* from, size_t bytes) {
   for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
 }
@@ -219,8 +218,7 @@ class Reader {
   alignas(64) T buffer_[kBlock];
 };
 
-// From this size on an output will not be in the caches when it is read: it is written past them, which saves reading
-// its lines first.
+// An output from this size on leaves the caches before it is read. Writing past them saves reading its lines first.
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
 
 template <class T>
@@ -229,7 +227,7 @@ class Writer {
   Writer() = default;
   explicit Writer(const View& view) { open(view); }
   Writer(const View& view, double*& folds) { open(view, folds); }
-  // A folded result adds up in `folds`, which then points behind its sums.
+  // A folded result is summed up at `folds`. `folds` is then moved behind its sums.
   void open(const View& view, double*& folds) {
     open(view);
     const int64_t size = folded_size(view);
@@ -270,7 +268,7 @@ class Writer {
   }
 
  private:
-  // In an order that depends on the view and the block alone.
+  // The order of the additions depends only on the view and the block.
   __attribute__((noinline)) void fold() {
     const int64_t step = view_->stride[view_->dims - 1];
     for_each_run(*view_, i_, n_, [&](int done, int64_t offset, int run) {
@@ -312,10 +310,9 @@ class Writer {
   alignas(64) T buffer_[kBlock];
 };
 
-// Turns an element's derivative into the gradient of its tensor: times the reduction's scale, times the upstream
-// gradient. A gradient that was made in the forward pass has been rounded to its tensor's dtype between the two, so one
-// that is made anew is rounded there as well, and both agree to the bit. (float16 gradients are never made in the
-// forward pass.)
+// gradient = scale * derivative * upstream. A gradient from the forward pass was rounded to its tensor's dtype before
+// it was multiplied by the upstream gradient. A gradient from the backward pass is rounded at the same point, so both
+// have the same bits. (The forward pass never makes float16 gradients.)
 template <class T>
 class Gradient {
  public:
@@ -345,7 +342,7 @@ class Gradient {
 
   Vec<T> scale_;
   bool round_ = false;
-  bool later_ = false;  // the upstream gradient multiplies the sum of a folded one (dispatch.cpp)
+  bool later_ = false;  // dispatch.cpp multiplies a folded sum by the upstream gradient
 };
 
 FASTVAE_NAMESPACE_END

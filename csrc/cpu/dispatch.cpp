@@ -1,5 +1,5 @@
 // Cuts a pass into chunks of fixed size, runs them on torch's threads with the best instruction set, and adds the
-// chunks' sums in a fixed order: the same bits for any number of threads.
+// chunks' sums in a fixed order. So any number of threads gives the same bits.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kChunk = 4096, kPixelChunk = 256;
 constexpr int64_t kShortEvent = 512;  // up to this length a kernel sums events by itself
-// Chunks that are worth a thread: a streaming pass moves several elements in the time that one normal takes.
+// The least number of chunks per thread. A streaming pass handles several elements in the time of one normal.
 constexpr int64_t kStreamingGrain = 8, kNoiseGrain = 2;
 constexpr int64_t kMostSlabs = 16;
 
@@ -70,14 +70,14 @@ void put(const Sums& sums, int64_t i, double sum) {
 
 int64_t chunks_of(int64_t elements, int64_t chunk = kChunk) { return (elements + chunk - 1) / chunk; }
 
-// Runs run(begin, end, sum) for chunks of the elements, none of which belongs to two sums, and adds the sums up.
+// Calls run(begin, end, sum) for each chunk and adds the sums up. No chunk belongs to two sums.
 template <class Run>
 void sum_in_chunks(const Sums& sums, int64_t numel, int64_t chunk, int64_t grain, Run run) {
   if (numel == 0) {
     for (int64_t i = 0; sums.data != nullptr && i < sums.count; ++i) put(sums, i, 0);
     return;
   }
-  const int64_t length = sums.event > 0 ? sums.event : numel;  // what one sum runs over
+  const int64_t length = sums.event > 0 ? sums.event : numel;  // elements of one sum
   const int64_t count = numel / length, chunks = chunks_of(length, chunk);
   if (count * chunks == 1) {
     double sum = 0;
@@ -103,7 +103,7 @@ void sum_in_chunks(const Sums& sums, int64_t numel, int64_t chunk, int64_t grain
 // Writes a folded result, whose sums are in `folds`, one row for each slab.
 void put_folded(const View& view, const PassArgs& args, bool is_value, const std::vector<double>& folds, int64_t slabs,
                 int64_t row, int64_t first) {
-  // The upstream gradient comes after the rounding of a gradient that may have been kept.
+  // If a gradient may have been kept, it is rounded before it is multiplied by the upstream gradient.
   const double upstream = args.may_be_kept && !is_value && args.upstream.data != nullptr
                               ? value_of({args.upstream.data, args.upstream.dtype})
                               : 1;
@@ -116,8 +116,8 @@ void put_folded(const View& view, const PassArgs& args, bool is_value, const std
   }
 }
 
-// Folded results: a slab is a range of chunks whose sums one thread adds up in an order of its own; few slabs, since
-// each has a copy of the results.
+// A pass with folded results. A slab is a range of chunks; one thread adds up its sums in a fixed order. There are few
+// slabs, since each has a copy of the results.
 void run_folded(const PassArgs& args, int64_t folded, int64_t grain) {
   const int64_t chunks = chunks_of(args.numel);
   const int64_t slabs = std::max<int64_t>(1, std::min({chunks, kMostSlabs, args.numel / (2 * folded)}));

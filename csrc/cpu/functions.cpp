@@ -6,7 +6,7 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// A vector at a time, the last one filled up with zeros.
+// Calls `function` for a vector at a time. The last vector is filled up with zeros.
 template <class S, class F>
 void for_each_vector(const void* const* x, void* out, int64_t n, F function) {
   using V = Vec<S>;

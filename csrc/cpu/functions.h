@@ -1,4 +1,4 @@
-// The functions of csrc/math by themselves, as the kernels of an instruction set compute them: for the tests.
+// For the tests: the functions of csrc/math alone, as the kernels of an instruction set compute them.
 #pragma once
 
 #include "../math/config.h"
@@ -19,7 +19,7 @@ enum class Function : int {
   chi
 };
 
-// out[i] = function(x[0][i], x[1][i], x[2][i]), as many arguments as it has; float, or double if float64.
+// out[i] = function(x[0][i], x[1][i], x[2][i]), with as many arguments as `function` has; float, or double if float64.
 using Functions = void (*)(Function, bool float64, const void* const* x, void* out, int64_t n);
 
 // functions.cpp is compiled once for each of these.

@@ -1,4 +1,4 @@
-// The fused loops: one pass for every formula, and the noise. The way through memory is blocks.h's. Compiled once for
+// The fused loops: one pass for every formula, and the noise. blocks.h reads and writes the tensors. Compiled once for
 // each instruction set; FASTVAE_ISA and FASTVAE_KERNELS name this copy.
 #include "kernels.h"
 
@@ -20,7 +20,7 @@ Vec<T> lane_numbers() {
   return Vec<T>::load(lanes);
 }
 
-// Calls step(j) for each vector of a block. A light step is worth unrolling, a heavy one is not worth the code.
+// Calls step(j) for each vector of a block. Unrolling pays for a light step only.
 template <class T, bool kUnroll, class Step>
 FASTVAE_INLINE void for_each_vector(int n, Step step) {
   constexpr int w = Vec<T>::kLanes;
@@ -34,8 +34,8 @@ FASTVAE_INLINE void for_each_vector(int n, Step step) {
   for (; j < n; j += w) step(j);
 }
 
-// A sum in T over a block, in 64 columns (32 of double) and so at most 8 additions deep, and in double over the blocks.
-// Element j of a block belongs to column j % 64 whatever the width of the vectors.
+// A sum: in T within a block, in 64 columns (32 of double) of 8 (16) elements each, and in double over the blocks.
+// Element j of a block belongs to column j % 64 for every width of the vectors, so the bits do not depend on it.
 template <class T>
 class Sum {
  public:
@@ -76,34 +76,16 @@ void sum_events(const T* value, int n, int64_t event, double* sums) {
   }
 }
 
-// Stands for the formula of a pass that only samples: mu and logvar, no loss.
+// The formula of a pass that only samples: it has the inputs mu and logvar, and no loss.
 struct NoLoss : Formula {
   static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
 };
 
-template <class V>
-Extras<V> extras_of(const PassArgs& args) {
-  using S = ScalarOf<V>;
-  Extras<V> extras;
-  for (int i = 0; i < kMaxNumbers; ++i) extras.number[i] = V(static_cast<S>(args.numbers[i]));
-  extras.transform = args.transform;
-  extras.has_scale = args.x_scale != 1;
-  extras.has_constant = args.constant != 0;
-  extras.has_floor = args.floor > 0;
-  extras.x_scale = V(static_cast<S>(args.x_scale));
-  extras.constant = V(static_cast<S>(args.constant));
-  extras.floor = V(static_cast<S>(args.floor));
-  extras.has_clamp = args.has_clamp;
-  extras.low = V(static_cast<S>(args.low));
-  extras.high = V(static_cast<S>(args.high));
-  return extras;
-}
-
-// Elements side by side: a block, or what of it is worth a formula of its own.
+// Adjacent elements in memory: a whole block, or some of its elements, packed.
 template <class T, int N>
 struct Run {
   const T *from[N], *upstream, *weight;
-  T *to[N], *value;  // where gradients go, nullptr if they are not wanted, and values
+  T *to[N], *value;  // where the gradients (nullptr: not wanted) and the values go
 };
 template <class T, class F, bool kGradient, int N>
 FASTVAE_INLINE void run_formula(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras,
@@ -122,9 +104,9 @@ FASTVAE_INLINE void run_formula(const Run<T, N>& run, int n, const Extras<Vec<T>
   });
 }
 
-// Where most data are 0: the formula at 0 for all elements of a block, then what it is elsewhere for the others,
-// packed. Where few are, packing costs more than it saves. (Training asks for that in float; the rest is not worth the
-// compiler's time.)
+// For data that are mostly 0: computes at_zero for all elements of a block, then at_positive for the others, packed. If
+// more than half are not 0, packing costs more than it saves, and both parts run in one loop. (That loop is compiled
+// only for gradients in float, to save the compiler's time.)
 template <class T, class F, bool kGradient, int N>
 void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const Gradient<T>* gradient) {
   int index[kBlock], count = 0;
@@ -142,7 +124,7 @@ void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const
   run_formula<T, Restricted<F, true>, kGradient>(run, n, extras, gradient);
   if (count == 0) return;
   alignas(64) T packed[N + 3][kBlock];
-  const int whole = (count + lanes - 1) / lanes * lanes;  // the last one again, up to whole vectors
+  const int whole = (count + lanes - 1) / lanes * lanes;  // filled up to whole vectors with the last element
   for (int i = count; i < whole; ++i) index[i] = index[count - 1];
   const auto pack = [&](const T* from, T* to) {
     for (int i = 0; from != nullptr && i < whole; ++i) to[i] = from[index[i]];
@@ -157,7 +139,7 @@ void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const
   others.value = packed[N + 2];
   for (int k = 0; k < N; ++k) {
     others.from[k] = pack(run.from[k], packed[k]);
-    others.to[k] = run.to[k] == nullptr ? nullptr : packed[k];  // over what has been read
+    others.to[k] = run.to[k] == nullptr ? nullptr : packed[k];  // replaces an input that has been read
   }
   run_formula<T, Restricted<F, false>, kGradient>(others, whole, extras, gradient);
   scatter(others.value, run.value);
@@ -165,7 +147,7 @@ void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const
     if (run.to[k] != nullptr) scatter(others.to[k], run.to[k]);
 }
 
-// The elements [begin, end). kExtras: any of element.h's extras, so that the others' loop is without them.
+// The elements [begin, end). kExtras: the loop applies element.h's extras. A loop without them is faster.
 template <class T, class F, bool kSample, bool kGradient, bool kExtras>
 void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, double* sums, double* folds) {
   using V = Vec<T>;
@@ -179,7 +161,7 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
     d[k].open(args.d[k], folds);
     gradient[k] = Gradient<T>(args, args.d[k]);
   }
-  const Extras<V> extras = extras_of<V>(args);
+  const Extras<V> extras(args);
   const V lanes = lane_numbers<T>();
   const uint64_t seed = seed_of(args.noise), offset = offset_of(args.noise);
   alignas(64) T noise[kBlock], values[kBlock];
@@ -187,7 +169,7 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
   const int most = event > 0 ? static_cast<int>(kBlock / event * event) : kBlock;
   for (int64_t i = begin; i < end;) {
     int n = end - i < most ? static_cast<int>(end - i) : most;
-    if (event == 0 && n > kAlign) n -= n % kAlign;  // leaves a ragged end to a block of its own
+    if (event == 0 && n > kAlign) n -= n % kAlign;  // a ragged end becomes a block of its own
     const T *from[N], *up = upstream.read(i, n), *w = weight.read(i, n), *g_z = dz.read(i, n), *eps = nullptr;
     T *to[N], *to_value = event > 0 ? values : value.write(i, n), *to_z = z.write(i, n), *to_eps = d_eps.write(i, n);
     for (int k = 0; k < N; ++k) {
@@ -279,15 +261,14 @@ void pass_as(const PassArgs& args, int64_t event, int64_t begin, int64_t end, do
 
 using PassKernel = void (*)(const PassArgs&, int64_t, int64_t, int64_t, double*, double*);
 
-// The instances are as few as speed allows: each is a second of compiling. What is heavy, or double, asks for its
-// extras in the loop, and makes derivatives whether they are wanted or not.
+// There are as few instances as speed allows, since each takes a second to compile. Heavy formulas, and all in double,
+// test for extras inside the loop. In double the derivatives are always computed, even if they are not wanted.
 template <class T, class F>
 PassKernel pass_of(const PassArgs& args) {
   constexpr bool kFloat = sizeof(T) == sizeof(float);
   bool gradient = args.dz.data != nullptr;
   for (const View& d : args.d) gradient |= d.data != nullptr;
-  const bool extras = args.weight.data != nullptr || args.transform != 0 || args.x_scale != 1 || args.constant != 0 ||
-                      args.floor > 0 || args.has_clamp;
+  const bool extras = args.has_extras();
   if constexpr (kIsPosterior<F>) {
     if (args.z.data != nullptr || args.dz.data != nullptr) {
       if (extras) return gradient ? pass_as<T, F, true, true, true> : pass_as<T, F, true, false, true>;
@@ -303,7 +284,7 @@ PassKernel pass_of(const PassArgs& args) {
     }
     return pass_as<T, F, false, true, true>;
   }
-  return nullptr;  // nothing was asked for
+  return nullptr;  // no result is wanted
 }
 
 template <class T>

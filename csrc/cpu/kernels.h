@@ -1,12 +1,12 @@
 // The CPU kernels. Each works on a range of logical elements and may be called for different ranges from several
-// threads; dispatch.cpp cuts the ranges, so that results do not depend on the number of threads.
+// threads. dispatch.cpp chooses the ranges, so that results do not depend on the number of threads.
 #pragma once
 
 #include "../kernels.h"
 
 namespace fastvae::cpu {
 
-// `sums` takes the sum over [begin, end), or if event > 0 one for each `event` elements in it. The sums of folded
+// `sums` takes the sum over [begin, end) or, if event > 0, one sum for each `event` elements. The sums of folded
 // results are added to `folds`: those of d[0], d[1], ..., then those of `value`.
 struct Kernels {
   void (*pass)(const PassArgs&, int64_t event, int64_t begin, int64_t end, double* sums, double* folds);

@@ -1,6 +1,6 @@
-// The mixture of logistics: 32 pixels at a time, a row of them for each channel whatever the tensors' layout. The loops
-// over components are short and many, so that the processor overlaps their rounds. Compiled once for each instruction
-// set.
+// The mixture of logistics, 32 pixels at a time. A block has a row of 32 pixels for each channel, whatever the tensors'
+// layout. Several short loops over the components replace a long one, so that the processor overlaps their iterations.
+// Compiled once for each instruction set.
 #include "logistic_mixture.h"
 
 #include <vector>
@@ -20,7 +20,7 @@ struct Rows {
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 64 == 0; }
 
-// to[c][r] = from[r][c], where both numbers are multiples of 4.
+// to[c][r] = from[r][c]. `rows` and `columns` are multiples of 4.
 inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int rows, int columns) {
   for (int r = 0; r < rows; r += 4) {
     for (int c = 0; c < columns; c += 4) {
@@ -32,7 +32,7 @@ inline void transpose(const float* from, int64_t from_stride, float* to, int64_t
   }
 }
 
-// The channels of the pixels [i, i + n), where `first` is the first of them.
+// Reads all channels of the pixels [i, i + n). `first` is the view of the first channel.
 template <class T>
 void read_rows(const View& first, int64_t step, int channels, int64_t i, int n, Rows<T> rows) {
   with_type(first.dtype, [&](auto type) {
@@ -65,7 +65,7 @@ void read_rows(const View& first, int64_t step, int channels, int64_t i, int n, 
   });
 }
 
-// Past the caches, if they are `streamed`: pixels whose channels lie one after the other from `stage`, memory for all.
+// Writes all channels; if `streamed`, past the caches. Pixels with adjacent channels then go to `stage` first.
 template <class T>
 void write_rows(const View& first, int64_t step, int channels, int64_t i, int n, Rows<T> rows, bool streamed,
                 T* stage = nullptr) {
@@ -136,7 +136,7 @@ class Block {
   const int K, C, parameters;
   Rows<T> in, d, x, d_x, value;
 
-  // At pixel j of the block. `factor` turns a derivative by the parameters (0) or by x (1) into a gradient.
+  // A vector of pixels from j on. factor(derivative, i) gives the gradient of the parameters (i = 0) or of x (i = 1).
   template <class Factor>
   FASTVAE_INLINE void at(int j, Factor factor) {
     const auto load = [j](Rows<T> rows, int row) { return V::load(rows[row] + j); };
@@ -193,7 +193,7 @@ class Block {
         }
       }
     }
-    // The prior and the joint probability of each component, over their largest powers of e.
+    // The prior and the joint probability of each component, divided by their largest powers of e.
     V most_prior(Constants<T>::kLowest), most_joint = most_prior, prior = zero, joint = zero;
     for (int k = 0; k < K; ++k) {
       most_prior = at_least(load(in, k), most_prior);

@@ -4,7 +4,7 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// Of the pixels [begin, end); `sum`, if it is there, takes the sum of their values.
+// The pixels [begin, end). `sum`, if it is not nullptr, takes the sum of their values.
 void logistic_mixture(const MixtureArgs&, int64_t begin, int64_t end, double* sum);
 
 FASTVAE_NAMESPACE_END

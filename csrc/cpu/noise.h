@@ -6,13 +6,13 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// What a group of lanes makes of one Philox call each.
+// One Philox call for each lane. Together they give kSize normals.
 template <class T>
 struct Group;
 
-// The counter of each 64-bit lane: lane l of normals takes counter (l % per) * (lanes / per) + l / per, where `per` of
-// them fill 128 bits. Then interleaving within 128 bits, which every instruction set has, puts the normals into the
-// order of the elements.
+// The counters of the 64-bit lanes. Lane l of the normals has the counter (l % kPer) * (kLanes / kPer) + l / kPer,
+// where kPer normals fill 128 bits. Then interleaving within 128 bits, which every instruction set has, puts the
+// normals into the order of the elements.
 template <int kLanes, int kPer, int kStep>
 struct LaneCounters {
   uint64_t counter[kLanes / kStep];
@@ -81,8 +81,8 @@ struct Group<double> {
   }
 };
 
-// The normals of elements [start, start + n). Random words first, normals after, 512 at a time: each loop is short
-// enough for the processor to overlap several of its rounds, which hides the latency of their long chains.
+// The normals of elements [start, start + n), 512 at a time: first their random words, then the normals. The two loops
+// are short, so the processor overlaps several iterations, which hides the latency of their long chains.
 template <class T>
 __attribute__((noinline)) void fill_normal(uint64_t seed, uint64_t offset, uint64_t start, int n, T* out) {
   using G = Group<T>;

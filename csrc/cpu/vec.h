@@ -1,7 +1,6 @@
-// A vector is two registers of the instruction set at hand. Two, since every operation on it is then two that do not
-// wait for each other: on AVX-512 that makes the same normals in two thirds of the time. GCC's and Clang's vector
-// extensions carry it; only what they lack is written with intrinsics. Nothing computed may depend on the number of
-// lanes.
+// A vector is two registers of the instruction set, so every operation is two instructions that do not wait for each
+// other. On AVX-512, normals take two thirds of the time that they take with one register. The code uses the vector
+// extensions of GCC and Clang, and intrinsics for what they lack. No result may depend on the number of lanes.
 #pragma once
 
 #include <utility>
@@ -56,10 +55,10 @@ struct Vec {
     return *this;
   }
   FASTVAE_INLINE Vec(S x) {
-    for (int i = 0; i < kRegisters; ++i) part[i] = x - Register{};  // broadcasts; x - 0 is x, the sign of zero included
+    for (int i = 0; i < kRegisters; ++i) part[i] = x - Register{};  // broadcasts; x - 0 is x, also for x = -0
   }
 
-  // Register by register: a copy of the whole would be cut into pieces that stall on their way through the stack.
+  // Register by register, for the same reason.
   typedef S Unaligned __attribute__((vector_size(kRegisterBytes), aligned(alignof(S)), may_alias));
   static FASTVAE_INLINE Vec load(const S* from) {
     Vec v;
@@ -205,9 +204,9 @@ FASTVAE_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double
         (Vec<double>::Register)vfmaq_f64((float64x2_t)c.part[i], (float64x2_t)a.part[i], (float64x2_t)b.part[i]);
   return c;
 }
-#else  // x86 before 2013: slow, for the same bits. (Not inlined: the formulas would compile for minutes.)
-// In double the product is exact. The sum is rounded to odd: what is not exact gets an odd last digit, so that it lies
-// on no tie of the float and the second rounding sees on which side of one it was (Boldo and Melquiond, 2008).
+#else  // x86 before 2013: slow, but with the same bits. (Not inlined: the formulas would compile for minutes.)
+// In double the product is exact. The sum is rounded to odd: an inexact sum gets an odd last digit. So it is never
+// halfway between two floats, and the second rounding goes to the right side (Boldo and Melquiond, 2008).
 __attribute__((noinline)) static Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   typedef double Wide __attribute__((vector_size(2 * kRegisterBytes)));
   typedef int64_t WideInt __attribute__((vector_size(2 * kRegisterBytes)));
@@ -219,7 +218,7 @@ __attribute__((noinline)) static Vec<float> multiply_add(Vec<float> a, Vec<float
     const Wide lost = (product - (sum - back)) + (term - back);  // Knuth's two-sum
     const WideInt bits = (WideInt)sum;
     const WideInt even = (bits & 1) - 1;                                    // all bits set, or none
-    const WideInt inexact = (WideInt)(lost < 0.0) | (WideInt)(lost > 0.0);  // not where it is a NaN
+    const WideInt inexact = (WideInt)(lost < 0.0) | (WideInt)(lost > 0.0);  // false for NaN
     const WideInt outward = (((WideInt)lost ^ bits) >> 63) | 1;             // 1, or -1 where the signs differ
     const Wide odd = (Wide)(bits + (outward & even & inexact));
     c.part[i] = __builtin_convertvector(odd, Vec<float>::Register);
@@ -295,9 +294,9 @@ FASTVAE_INLINE Vec<float> to_real_unsigned(Vec<uint32_t> a) {
 #endif
 }
 
-// What takes one instruction here, with the same bits.
+// Functions of scalar.h and elementary.h that take one instruction here, with the same bits.
 #if defined(__x86_64__)
-FASTVAE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {  // the second operand where one is a NaN
+FASTVAE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {  // min_ps gives its second operand for a NaN
   for (int i = 0; i < kRegisters; ++i)
     x.part[i] = (Vec<float>::Register)FASTVAE_X86(min_ps)((Floats)bound.part[i], (Floats)x.part[i]);
   return x;
@@ -323,7 +322,7 @@ FASTVAE_INLINE Vec<double> scale_by_power(Vec<double> mantissa, Vec<double> n, V
 }
 #endif
 
-// The compiler does not find the 32 x 32 -> 64 bit multiplication behind a product of masked 64-bit lanes.
+// The compiler does not use the 32 x 32 -> 64 bit multiplication for a product of masked 64-bit lanes.
 FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
 #if defined(__x86_64__)
   const Vec<uint64_t> factor(m);
@@ -335,7 +334,7 @@ FASTVAE_INLINE Vec<uint64_t> multiply_low32(Vec<uint64_t> a, uint32_t m) {
   return a;
 }
 
-// Past the caches, to memory that is aligned to 64 bytes; fence() before another thread may read it.
+// Writes past the caches, to memory that is aligned to 64 bytes. fence() must follow before another thread reads it.
 FASTVAE_INLINE void stream(float* to, Vec<float> a) {
 #if defined(__x86_64__)
   for (int i = 0; i < kRegisters; ++i)
@@ -356,8 +355,8 @@ FASTVAE_INLINE void fence() {
 #define FASTVAE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
 
-// The lanes added up in pairs, each half to the other. GCC makes a constant of the lanes' order only where no loop
-// fills it.
+// The sum of all lanes: adds the upper half of the lanes to the lower half, until one is left. The order of the lanes
+// is a template's, since GCC makes no constant of one that a loop fills.
 template <int half, class Register, int... l>
 FASTVAE_INLINE auto sum_of_halves(Register sum, std::integer_sequence<int, l...> lanes) {
   if constexpr (half == 0) {

@@ -37,8 +37,8 @@ an H200, which are speeds of a large copy. A pack is 4 elements of float32 or 8 
 |---|---|---|---|---|---|---|---|---|""".splitlines()
 
 
-# The passes that are predicted: the op, its kernel's mangled name, 16-byte loads and stores of 4 floats (or 8 elements of
-# 16 bits) that all of its operands are, and whether noise is drawn.
+# The predicted passes: the op, parts of its kernel's mangled name, the 16-byte loads and stores of a pack of 4 floats (or 8
+# elements of 16 bits), and whether noise is drawn.
 ROWS = {"float32": (4, 4, "4RowsIfLi4ELb1E"), "bfloat16": (8, 2, "4RowsIfLi8ELb0E")}
 FORWARD, BACKWARD = "LNS0_9DirectionE0E", "LNS0_9DirectionE1E"
 PREDICTED = [
@@ -50,8 +50,8 @@ PREDICTED = [
     ("sample_and_kl, backward", "10KlStandard", BACKWARD, "Lb1E", 3, 2, True),
 ]
 ELEMENTS, THREADS, WARP = 1 << 26, 256, 32
-ISSUES = 132 * 4 * 1.7e9  # a second: multiprocessors, schedulers and clock of an H100 and an H200
-COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second of a large copy
+ISSUES = 132 * 4 * 1.7e9  # per second: multiprocessors, schedulers and clock of an H100 and an H200
+COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes per second of a large copy
 
 
 def cuobjdump() -> str:
@@ -82,10 +82,10 @@ class Block(NamedTuple):
     """Instructions that run one after the other, and where it goes from there."""
 
     size: int
-    loads: range  # of 16 bytes; those under a predicate may not be made
+    loads: range  # of 16 bytes; one under a predicate may be skipped
     stores: range
     products: int  # of Philox rounds
-    is_other: bool  # touches memory otherwise, or calls something
+    is_other: bool  # accesses memory in another way, or calls a function
     after: list[int]
 
 
@@ -218,7 +218,7 @@ def main() -> int:
 
     vectors = 0
     for arch, name, text in by_kernel(dump("--dump-sass"), "Function"):
-        # Packs of 16 bytes; those of four or eight elements of any dtype have them in one of their branches.
+        # Kernels with packs of 16 bytes. Those for any dtype have 16-byte accesses in one of their branches.
         if not re.search(r"4RowsI[fd]Li[248]E|scale_kernel|normal_kernel", name):
             continue
         vectors += 1
@@ -231,8 +231,8 @@ def main() -> int:
     ops = sorted(
         {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("fastvae::")}
     )
-    ops.remove("fastvae::elementary")  # the CPU's functions by themselves, for tests
-    for op in ops:  # by itself, or as one function for all devices
+    ops.remove("fastvae::elementary")  # single functions of the CPU, for tests
+    for op in ops:  # a kernel of its own, or one function for all devices
         if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, "CUDA"):
             problems.append(f"{op} has no CUDA kernel")
     print(f"{len(ops)} ops are registered for CUDA")

@@ -1,7 +1,7 @@
-// Folded results: sums over some dimensions of what a pass makes, such as the gradient of a parameter that broadcasts.
-// The elements are cut into slabs, boxes in all dimensions. A block takes a slab tile by tile: its elements' values go
-// to shared memory, are added up there in a fixed order, and are added to the slab's row of partial sums. finish() adds
-// the rows. A slab's row has places for the sums that its box touches, and no more.
+// Folded results: sums of a pass's results over some dimensions, such as the gradient of a parameter that broadcasts.
+// The elements are cut into slabs, boxes in all dimensions. A block works on one slab, tile by tile: it writes a tile's
+// results to shared memory, adds them up there in a fixed order, and adds these sums to the slab's row of partial sums.
+// finish() adds the rows. A row has places only for the sums that its slab contributes to.
 #pragma once
 
 #include "reduce.cuh"
@@ -15,14 +15,14 @@ struct Folding {
     void* data;
     DType dtype;
     int64_t numel;
-    bool is_value;               // over the divisor
+    bool is_value;               // divided by the divisor
     uint32_t kept = 0;           // bit d: dimension d is not summed over
-    int64_t begin = 0;           // of its sums, in a row
+    int64_t begin = 0;           // where its sums begin in a row
     int64_t stride[kMaxDims]{};  // in memory, where the dimensions may have another order
   };
   int dims = 0, count = 0;
   int64_t size[kMaxDims], slab[kMaxDims];
-  int tile[kMaxDims], along[kMaxDims];  // elements of a tile; slabs, in each dimension
+  int tile[kMaxDims], along[kMaxDims];  // in each dimension: elements of a tile; number of slabs
   int64_t slabs = 0, width = 0;         // rows of partial sums, and their length
   Result result[kMaxFolded];
   Number upstream;  // multiplies the gradients after they are rounded
@@ -30,12 +30,12 @@ struct Folding {
   FASTVAE_INLINE int64_t partials() const { return slabs * width; }
 };
 
-// Works on the block's slab: pass.at(element, its index in the tile) for each element; returns the sum of what that
-// returns, in the first thread. The last barrier has been passed by nobody who still reads a tile.
+// Works on the block's slab. Calls pass.at(element, its index in the tile) for each element and returns the sum of the
+// results, in the first thread. After the last barrier no thread reads a tile.
 template <class Access, class Pass>
 FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
-  __shared__ int64_t origin[kMaxDims], left[kMaxDims];  // of the slab; of the tile in it, and how far the slab reaches
-  __shared__ int in_slab[kMaxDims], extent[kMaxDims];   // of the tile
+  __shared__ int64_t origin[kMaxDims], left[kMaxDims];  // of the slab: its first index, its extent
+  __shared__ int in_slab[kMaxDims], extent[kMaxDims];   // of the tile: its first index in the slab, its extent
   const int thread = static_cast<int>(threadIdx.x);
   double* const row = partials + int64_t(blockIdx.x) * f.width;
   for (int64_t i = thread; i < f.width; i += kThreads) row[i] = 0;
@@ -112,7 +112,7 @@ FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
         if (out < outs && thread % team == 0) row[place] += x;
       }
     }
-    more = false;  // the next tile, as an odometer goes
+    more = false;  // to the next tile, along the last dimension first
     for (int d = f.dims - 1; d >= 0 && !more; --d) more = in_slab[d] + extent[d] < left[d];
     __syncthreads();
     if (thread == 0 && more) {
@@ -124,7 +124,7 @@ FASTVAE_DEVICE double fold_slab(const Folding& f, double* partials, Pass pass) {
   return group_sum(sum);
 }
 
-// Adds up the rows for a result's sum number `out`, and writes it. By a warp.
+// A warp adds up the rows for the sum number `out` of a result, and writes it.
 FASTVAE_DEVICE void finish_fold(const Folding& f, const Folding::Result& r, const double* partials, const Sums& sums,
                                 int out) {
   int64_t place = r.begin, offset = 0, slab_unit = 1;
@@ -171,12 +171,12 @@ FASTVAE_DEVICE void finish_fold(const Folding& f, const Folding::Result& r, cons
   });
 }
 
-// How a pass with folded results goes about it. Those are numbered in the order of the inputs; the value comes last.
+// The slabs and tiles for a pass. Its folded results are numbered in the order of the inputs; the value comes last.
 Folding folding_of(const PassArgs&);
 
-// What a pass leaves to be finished: its sums, or parts of them, and its folded results.
+// What a pass leaves to finish(): its sums, or parts of them, and its folded results.
 struct Part {
-  Work work;  // whose items are the partial sums
+  Work work;  // each item has a partial sum
   Target target;
   Folding fold;
   double* partials = nullptr;  // memory for both
@@ -184,13 +184,13 @@ struct Part {
   bool is_finished() const { return target.partials == nullptr && fold.count == 0; }
 };
 
-// Adds up what passes have left (pass.cu).
+// Adds up what one or two passes have left (pass.cu).
 cudaError_t finish(const Part (&)[2], const Combination&, const Launch&);
 
-struct NoLoss;  // stands for the formula of a pass that only samples
+struct NoLoss;  // the formula of a pass that only samples
 
-// The pass of a formula, and of the latents' KL beside it unless that is nullptr: defined in pass.cuh, compiled in a
-// file of its own for each formula.
+// Runs the pass of formula F and, unless `kl` is nullptr, the latents' KL in the same kernel. Defined in pass.cuh and
+// compiled in a separate file for each formula.
 template <class F>
 cudaError_t run(const PassArgs&, const PassArgs* kl, const Combination&, Part (&)[2], const Launch&);
 

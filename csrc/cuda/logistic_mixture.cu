@@ -1,5 +1,5 @@
-// The mixture of logistics: a thread to a pixel. What it makes of a component is needed again once all of them are
-// known, and made again then: that is cheaper than a place in memory, and the parameters are in the cache.
+// The mixture of logistics, one thread per pixel. The results of a component are needed again once all components are
+// known. They are computed a second time: that is cheaper than memory for them, and the parameters are in the cache.
 #include "../formulas/logistic_mixture.h"
 #include "fold.cuh"
 #include "noise.cuh"
@@ -15,7 +15,7 @@ struct Planes {
   explicit FASTVAE_DEVICE operator bool() const { return static_cast<bool>(first); }
 };
 
-// A pixel of some planes.
+// One pixel of all planes.
 template <class T>
 class Pixel {
  public:
@@ -47,7 +47,7 @@ struct MixtureParams {
   Planes<T> in, x, d, d_x, z;
   typename Elements<T, false>::Operand upstream, value, weight;
   Noise noise;
-  bool round = false, round_x = false;  // to bfloat16, before the upstream gradient (pass.cuh)
+  bool round = false, round_x = false;  // gradients to bfloat16, before the upstream gradient (pass.cuh)
   double scale = 1;
   Number divisor_at;
   Work work;
@@ -90,7 +90,7 @@ FASTVAE_DEVICE Component<T> component(const Mixture& m, const Pixel<T>& in, int 
   return made;
 }
 
-// Adds terms ratio * e^exponent, over the largest power of e among them.
+// A sum of terms ratio * e^exponent, divided by the largest power of e so far.
 template <class T>
 struct OnlineSum {
   T most = Constants<T>::kLowest, sum = 0;
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) draw_mixture_kernel(const __grid_con
   }
 }
 
-// Every block takes kThreads pixels at a time: they are much work, so that few of them are shared out as well.
+// A block takes kThreads pixels at a time. A pixel is much work, so even a few pixels are divided among blocks.
 Work work_of(const MixtureArgs& args, int64_t most) {
   Work work;
   work.row = args.sums.event > 0 ? args.sums.event : args.numel;

@@ -1,10 +1,10 @@
-// How elements travel between memory and registers. A thread takes packs of W elements that follow one another in the
-// logical order. There are two ways:
+// How elements move between memory and registers. A thread takes packs of W elements that are adjacent in the logical
+// order. There are two kinds of access:
 //
-//   Rows<T, W, kPlain>   All operands are rows of one length that whole packs fill; or there is one row, whose last
-//                        elements, too few for a pack, are taken one by one. An operand whose packs are aligned is
-//                        read and written in accesses of 16 bytes (8 for four 16-bit elements), another in W pieces.
-//                        kPlain: all are aligned and of type T, and the code asks for no dtype.
+//   Rows<T, W, kPlain>   All operands are rows of one length, a multiple of W. Or there is one row, and its last
+//                        elements, too few for a pack, are taken one by one. An operand with aligned packs is read and
+//                        written in accesses of 16 bytes (8 for four 16-bit elements), any other in W accesses.
+//                        kPlain: all operands are aligned and of type T, and the code tests no dtype.
 //   Elements<T, kFolds>  One element at a time, of any strides and dtype. kFolds: folded results go to shared memory.
 #pragma once
 
@@ -93,7 +93,7 @@ FASTVAE_DEVICE double value_of(const Number& number) {
   return value;
 }
 
-// ---- 16 bytes as they lie in memory, and as elements.
+// ---- Conversions between 16 bytes of memory and elements.
 
 // Two 16-bit elements, which share a word.
 FASTVAE_DEVICE void widen_word(uint32_t word, BFloat16, float& first, float& second) {
@@ -129,7 +129,7 @@ FASTVAE_DEVICE uint4 to_quad(const double* from) {
   return {first.x, first.y, second.x, second.y};
 }
 
-// The elements of a pack, whose place is aligned. (The store never falls into four pieces.)
+// Load and store a pack at an aligned address. (__stwb is never split into four stores.)
 template <class T, int W>
 FASTVAE_DEVICE void load_pack(const void* from, T (&to)[W]) {
   constexpr int n = 16 / sizeof(T);
@@ -154,7 +154,7 @@ FASTVAE_DEVICE void store_narrow_pack(void* to, const float (&from)[W]) {
   }
 }
 
-// ---- The ways.
+// ---- The two kinds of access.
 
 constexpr DType kPieces = DType(-1);
 
@@ -163,28 +163,28 @@ struct RowOperand {
   uint32_t stride = 0;   // bytes from row to row
   uint32_t step = 0;     // bytes from element to element; 0: one element serves a row
   DType dtype = DType::float32;
-  DType pack = kPieces;   // the dtype, if a pack is read and written as words
+  DType pack = kPieces;   // the dtype if a pack is read and written as words, else kPieces
   bool is_dense = false;  // packs are aligned and without gaps
   explicit FASTVAE_DEVICE operator bool() const { return data != nullptr; }
 };
-// A single row is seen as rows of 2^kRowBits elements, so that 32 bits are enough for an index.
+// A single row is treated as rows of 2^kRowBits elements, so that 32 bits are enough for an index.
 constexpr int kRowBits = 24;
 struct RowShape {
   uint32_t columns = 0;
-  uint64_t reciprocal = 0;  // of columns, in units of 2^-64, rounded up; 0: a single row
+  uint64_t reciprocal = 0;  // 2^64 / columns, rounded up; 0: a single row
 };
 
 template <class Type_, int W, bool kPlain>
 struct Rows {
   using Type = Type_;
   static constexpr int kWidth = W;
-  using Singles = Rows<Type_, 1, false>;  // takes the elements that are left over
+  using Singles = Rows<Type_, 1, false>;  // for the elements behind the last pack
   using Operand = RowOperand;
   using Shape = RowShape;
   struct Place {
     uint32_t row, column;
   };
-  // 16-bit elements stay as they are, two in the bits of a float, until they are used: fewer registers.
+  // 16-bit elements stay packed, two in the bits of a float, until they are used. That takes fewer registers.
   struct Loaded {
     Type x[W];
   };
@@ -285,7 +285,7 @@ struct Rows {
   }
 };
 
-// Elements of a tile, in the order of the tile; a row for each folded result.
+// The elements of a tile; the most folded results. Shared memory has a row of kTile values for each result.
 constexpr int kTile = 512, kMaxFolded = kMaxInputs + 1;
 
 template <class Type_, bool kFolds>
@@ -332,12 +332,12 @@ struct Elements {
     return values;
   }
   static FASTVAE_DEVICE int64_t quotient(int64_t a, int64_t b) {
-    if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);  // a fifth of the work
+    if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);  // a fifth of the time
     return a / b;
   }
   static FASTVAE_DEVICE int64_t offset_of(const View& view, int64_t element) {
     int64_t offset = 0;
-#pragma unroll 1  // this way is not made faster by code
+#pragma unroll 1  // unrolling would not make this faster
     for (int d = view.dims - 1; d > 0; --d) {
       const int64_t rest = quotient(element, view.size[d]);
       offset += (element - rest * view.size[d]) * view.stride[d];
@@ -347,14 +347,14 @@ struct Elements {
   }
 };
 
-// ---- Which way to take (host).
+// ---- On the host: which kind of access to use.
 
 inline int64_t size_of(DType dtype) {
   constexpr int kSizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
   return kSizes[static_cast<int>(dtype)];
 }
 
-// Whether views can be seen as rows, and how. Those that are read only may have any step in a row.
+// Whether views can be seen as rows, and how. may_broadcast: the step within a row may be 0, even in plain rows.
 class RowFit {
  public:
   RowFit(int64_t numel, int64_t event, DType arithmetic)
@@ -372,11 +372,11 @@ class RowFit {
     is_plain_ &= view.dims == 1 || view.stride[0] % 4 == 0;
   }
 
-  // For packs of this width.
+  // Whether packs of this width fit.
   bool fits(int width) const {
     return fits_ && columns_ > 0 && event_ % width == 0 &&
            (columns_ == numel_ || (columns_ % width == 0 && columns_ < UINT32_MAX && numel_ / columns_ < UINT32_MAX &&
-                                   static_cast<uint64_t>(numel_) < UINT64_MAX / columns_));  // or place() is wrong
+                                   static_cast<uint64_t>(numel_) < UINT64_MAX / columns_));  // place() relies on this
   }
   bool is_plain() const { return is_plain_; }
   bool has_narrow() const { return narrowest_ <= 2; }
@@ -384,7 +384,7 @@ class RowFit {
     if (columns_ == numel_) return {};
     return {static_cast<uint32_t>(columns_), UINT64_MAX / columns_ + 1};
   }
-  // The view as an operand for packs of this width; `fits` becomes false where 32 bits are not enough for it.
+  // The view as an operand for packs of this width. `fits` becomes false if 32 bits are not enough for its stride.
   RowOperand operand(const View& view, int width, bool& fits) const {
     RowOperand operand;
     if (view.data == nullptr) return operand;

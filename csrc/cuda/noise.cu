@@ -1,4 +1,4 @@
-// The noise by itself: philox_normal.
+// The noise alone: philox_normal.
 #include "noise.cuh"
 #include "reduce.cuh"
 
@@ -7,14 +7,14 @@ namespace {
 
 template <class T>
 struct NormalParams {
-  RowOperand rows;  // absent where Philox calls straddle packs
+  RowOperand rows;  // absent if a Philox call belongs to two packs
   typename Elements<T, false>::Operand elements;
   Noise noise;
   uint64_t start;
   int64_t numel;
 };
 
-// A thread makes W elements at a time: whole Philox calls, whose first belongs to an element that W divides.
+// A thread draws W elements at a time with whole Philox calls. The index of the first element is a multiple of W.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
     normal_kernel(const __grid_constant__ NormalParams<T> p) {

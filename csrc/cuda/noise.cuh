@@ -6,14 +6,13 @@
 
 namespace fastvae::cuda {
 
-// Leaves the seed and the offset for the backward pass.
 FASTVAE_DEVICE void keep(const Noise& noise, uint64_t seed, uint64_t offset) {
   if (noise.keep == nullptr || blockIdx.x != 0 || threadIdx.x != 0) return;
   noise.keep[0] = static_cast<int64_t>(seed);
   noise.keep[1] = static_cast<int64_t>(offset);
 }
 
-// What one Philox call gives: four floats or two doubles.
+// Normals per Philox call: four floats or two doubles.
 template <class T>
 constexpr int kPerCounter = 16 / sizeof(T);
 
@@ -31,7 +30,7 @@ FASTVAE_DEVICE void draw(uint64_t seed, uint64_t offset, uint64_t counter, doubl
   box_muller(joined(word[0], word[1]), joined(word[2], word[3]), normal[0], normal[1]);
 }
 
-// The normals of the W elements from `first` on: a multiple of W, unless W is 1.
+// The normals of the W elements from `first` on. `first` is a multiple of W.
 template <class T, int W>
 FASTVAE_DEVICE void draw_pack(uint64_t seed, uint64_t offset, int64_t first, T (&normal)[W]) {
   constexpr int kPer = kPerCounter<T>;
@@ -41,7 +40,7 @@ FASTVAE_DEVICE void draw_pack(uint64_t seed, uint64_t offset, int64_t first, T (
     normal[0] = drawn[0];
     FASTVAE_UNROLL
     for (int j = 1; j < kPer; ++j) {
-      if (first % kPer == j) normal[0] = drawn[j];  // a choice between registers: an index would send them to memory
+      if (first % kPer == j) normal[0] = drawn[j];  // an index would move the registers to memory
     }
   } else {
     static_assert(W % kPer == 0, "whole Philox calls");

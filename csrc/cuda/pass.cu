@@ -1,4 +1,4 @@
-// What the ops call, for any formula; and the last step of sums.
+// The functions that the ops call, for any formula, and the last step of sums.
 #include "../formulas/list.h"
 #include "fold.cuh"
 
@@ -20,7 +20,7 @@ Folding folding_of(const PassArgs& args) {
   if (f.count == 0) return f;
   if (args.may_be_kept) f.upstream = {args.upstream.data, args.upstream.dtype};
   if (args.numel == 0) return f;  // all sums are 0
-  // The dimensions of all of them together: every size divides the next.
+  // The common dimensions of all folded results: each product divides the next.
   std::sort(edge, edge + edges);
   edges = static_cast<int>(std::unique(edge, edge + edges) - edge);
   f.dims = std::max(1, edges - 1);
@@ -43,8 +43,8 @@ Folding folding_of(const PassArgs& args) {
   };
   for (const View& d : args.d) mark(d);
   mark(args.value);
-  // Tiles: as much of the last dimensions as goes in; of one that is kept, while one before it is summed over, so
-  // little that the tile has several elements of each sum.
+  // A tile takes as much of the last dimensions as fits. If a result keeps a dimension and sums over one before it, the
+  // tile first takes only 64 of it, so that the tile has several elements of each sum.
   int64_t room = kTile;
   for (const int64_t most : {int64_t(64), int64_t(kTile)}) {
     for (int d = f.dims - 1; d >= 0; --d) {
@@ -56,7 +56,7 @@ Folding folding_of(const PassArgs& args) {
       room = room * before / f.tile[d];
     }
   }
-  // Slabs: of a tile each, then doubled along the dimension that leaves the fewest partial sums, until they are few.
+  // A slab begins as a tile and is doubled, each time along the dimension that leaves the fewest partial sums.
   const auto measure = [&] {
     f.slabs = 1;
     for (int d = 0; d < f.dims; ++d) f.slabs *= ceil_div(f.size[d], f.slab[d]);
@@ -92,15 +92,15 @@ Folding folding_of(const PassArgs& args) {
 namespace {
 
 struct FinishParams {
-  Part part[2];  // reconstruction and KL, or a pass by itself
+  Part part[2];  // reconstruction and KL, or a single pass
   Combination combination;
-  int64_t results = 0;  // sums of each
+  int64_t results = 0;  // number of sums in each part
   int group_bits = kBlockBits;
-  int blocks = 0;  // for the sums; the others are for folded results
+  int blocks = 0;  // for the sums; the other blocks are for folded results
 };
 
-// A result: the sum of its partial sums, written to its place, or what is there already if there are none. In the first
-// thread of the group.
+// A result: the sum of its partial sums, which is written to its place. If there are no partial sums, the result is
+// what is there already. Valid in the first thread of the group.
 FASTVAE_DEVICE double result_of(const Work& work, const Target& target, int64_t result, bool exists, int lane,
                                 int bits) {
   const Sums& sums = target.sums;
@@ -154,7 +154,7 @@ cudaError_t finish(const Part (&part)[2], const Combination& combination, const 
 
 namespace {
 
-// Memory for all that a pass may leave to finish().
+// The most partial sums that a pass may leave to finish().
 int64_t room_for(const PassArgs& args) {
   const Sums& sums = args.sums;
   if (const Folding f = folding_of(args); f.count > 0) return f.partials() + f.slabs;
@@ -205,7 +205,7 @@ cudaError_t objective(const PassArgs& recon, const PassArgs& kl, const Combinati
   Part part[2];
   prepare(recon, launch.partials, part[0]);
   prepare(kl, launch.partials + room_for(recon), part[1]);
-  // One kernel for both has one arithmetic, one direction, and the KL of the standard prior.
+  // A kernel for both has one arithmetic, one direction, and the KL to the standard prior.
   const auto is_backward = [](const PassArgs& args) { return args.upstream.data != nullptr; };
 #define FASTVAE_IS_STANDARD(F) std::is_same_v<F, KlStandard>,
   static constexpr bool kIsStandard[] = {FASTVAE_FORMULAS(FASTVAE_IS_STANDARD)};

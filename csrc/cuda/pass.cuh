@@ -1,6 +1,6 @@
-// The pass over the elements of some tensors, for any formula: its value, its gradients, a sample, or what is wanted of
-// them together. Each input is read once and each result written once; noise is made in registers, in the backward pass
-// once more. Without noise it is bound by memory, with it as much by instructions.
+// The pass over the elements of tensors, for any formula: the value, the gradients, a sample, or several of them. Each
+// input is read once and each result is written once. Noise is drawn in registers, and a second time in the backward
+// pass. Memory limits the speed of a pass without noise; memory and instructions limit a pass with noise.
 #pragma once
 
 #include "../formulas/element.h"
@@ -16,7 +16,7 @@ struct NoLoss : Formula {
   static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
 };
 
-// The backward pass makes gradients from that of the result or of the sample; the forward one all else.
+// The backward pass makes gradients from the gradient of the result or of the sample. either: chosen at run time.
 enum class Direction { forward, backward, either };
 
 template <class Access, bool kSample>
@@ -32,15 +32,15 @@ struct Operands : SampleOperands<Access, kSample> {
   typename Access::Operand in[n], d[n], upstream, value, weight;
   typename Access::Shape shape;
   bool backward;
-  // Bit i: the gradient of input i has been rounded to bfloat16 before the upstream gradient came, if it was made in
-  // the forward pass; it is folded, and the upstream gradient multiplies the sum (finish_fold).
+  // Bit i of `round`: input i's gradient is rounded to bfloat16 before it is multiplied by the upstream gradient, as if
+  // made in the forward pass. Bit i of `later`: it is folded, and finish_fold multiplies the sum by the upstream one.
   uint32_t round = 0, later = 0;
   double scale;
   Number scale_at, divisor_at;
   Extras<typename Access::Type> extras;
 };
 
-// What a thread finds out before its first element.
+// What a thread computes before its first element.
 template <class T>
 struct Found {
   T scale;
@@ -58,7 +58,7 @@ FASTVAE_DEVICE Found<typename Access::Type> find(const Operands<Access, n, kSamp
   return found;
 }
 
-// Turns derivatives into gradients, as on the CPU (cpu/kernels.cpp).
+// Turns derivatives into gradients, as Gradient in cpu/blocks.h does.
 template <class T, int W>
 FASTVAE_DEVICE void to_gradient(T (&d)[W], T scale, bool has_upstream, const T (&upstream)[W], bool round) {
   FASTVAE_UNROLL
@@ -72,8 +72,7 @@ FASTVAE_DEVICE void to_gradient(T (&d)[W], T scale, bool has_upstream, const T (
   for (int j = 0; j < W; ++j) d[j] = d[j] * upstream[j];
 }
 
-// kCount packs, the first of which begins at `element`; returns the sum of their values. kExtras: with those of
-// formulas/element.h.
+// Returns the sum of kCount packs' values. The first pack begins at `element`. kExtras: with those of element.h.
 template <int kCount, class F, class Access, Direction kDirection, bool kSample, bool kExtras, class Operands>
 FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::Type>& found,
                                const typename Access::Place (&at)[kCount], int64_t element) {
@@ -83,7 +82,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
   constexpr bool kEither = kDirection == Direction::either;
   const bool backward = kEither ? o.backward : kDirection == Direction::backward;
   const bool has_upstream = backward && kLoss && ((!kEither && !kSample) || o.upstream);
-  // All that is read is on its way before any of it is used.
+  // All loads are issued before the first loaded value is used.
   typename Access::Loaded in_loaded[kCount][n], dz_loaded[kCount], upstream_loaded[kCount], weight_loaded[kCount];
   FASTVAE_UNROLL
   for (int u = 0; u < kCount; ++u) {
@@ -171,7 +170,7 @@ FASTVAE_DEVICE auto pass_packs(const Operands& o, const Found<typename Access::T
         if (o.value) Access::store(o.value, at[u], value);
       }
     }
-    // One gradient after the other: all at once would not fit into the registers.
+    // One gradient after the other: all at once would need too many registers.
     FASTVAE_UNROLL
     for (int i = 0; i < n; ++i) {
       if ((kSample && !backward) || !o.d[i]) continue;
@@ -214,12 +213,12 @@ struct Pass {
   }
 };
 
-// Sampling takes a lot of registers: with extras it goes element by element.
+// Sampling takes many registers, so with extras it goes element by element.
 template <class Access, bool kSample>
 constexpr bool kExtrasOf =
     kSample ? Access::kWidth == 1 : !(std::is_same_v<Access, Rows<float, 4, true>> || Access::kWidth == 8);
 
-// The latents' KL beside a likelihood.
+// The latents' KL in the kernel of a likelihood.
 template <class T, bool kPresent>
 struct Beside {};
 template <class T>
@@ -227,7 +226,7 @@ struct Beside<T, true> {
   Operands<Elements<T, false>, kInputsOf<KlStandard>, false> kl;
   Work kl_work;
   Target kl_target;
-  Combination combination;  // its loss: only if all is done by one block
+  Combination combination;  // has a loss only if one block does all work
 };
 
 template <class F, class Access, bool kSample>
@@ -237,23 +236,23 @@ struct PassParams : Beside<typename Access::Type, kHasData<F>> {
   Target target;
 };
 
-// The fewest blocks that a multiprocessor shall run at once: as many as there are registers for without spilling.
+// For __launch_bounds__: the blocks that a multiprocessor runs at once, as many as possible without spilling registers.
 template <class F, class Access, Direction kDirection, bool kSample>
 constexpr int fewest_blocks() {
   constexpr bool kShort = kInputsOf<F> == 2, kForward = kDirection == Direction::forward;
   if (sizeof(typename Access::Type) == 8) return kSample ? (kShort ? 2 : 1) : (kLogvars<F> == 0 ? 2 : 1);
   if (Access::kWidth == 1) return kSample && !kShort ? 3 : 4;
-  if (F::kSparse) return 2;  // both of its cases at once
+  if (F::kSparse) return 2;  // one kernel computes both of its parts
   if (Access::kWidth == 8) return (kShort || !kSample ? 3 : 2) - (kForward || (kShort && !kSample) ? 0 : 1);
   if (std::is_same_v<Access, Rows<float, 4, true>>) return kShort ? 4 : kSample ? 2 : 3;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1200
-  return kSample ? (kShort ? 2 : 1) : 3;  // there, two blocks of a sample beside a prior would spill a register
+  return kSample ? (kShort ? 2 : 1) : 3;  // with 2 blocks, a sample and the KL to a prior would spill
 #else
   return kSample ? 2 : 3;
 #endif
 }
 
-// Packs that a thread has on their way at a time.
+// Packs that a thread loads at a time.
 template <class F, class Access, bool kSample>
 constexpr int kUnroll = kHasData<F> && std::is_same_v<Access, Rows<float, 4, true>> ? 2 : 1;
 
@@ -326,18 +325,7 @@ Operands<Access, n, kSample> operands_of(const PassArgs& args, const RowShape& s
   o.scale = args.scale;
   o.scale_at = args.scale_at;
   o.divisor_at = args.sums.divisor_at;
-  using T = typename Access::Type;
-  for (int i = 0; i < kMaxNumbers; ++i) o.extras.number[i] = static_cast<T>(args.numbers[i]);
-  o.extras.transform = args.transform;
-  o.extras.has_scale = args.x_scale != 1;
-  o.extras.has_constant = args.constant != 0;
-  o.extras.has_floor = args.floor > 0;
-  o.extras.x_scale = static_cast<T>(args.x_scale);
-  o.extras.constant = static_cast<T>(args.constant);
-  o.extras.floor = static_cast<T>(args.floor);
-  o.extras.has_clamp = args.has_clamp;
-  o.extras.low = static_cast<T>(args.low);
-  o.extras.high = static_cast<T>(args.high);
+  o.extras = Extras<typename Access::Type>(args);
   if constexpr (kSample) {
     o.z = make(args.z);
     o.dz = make(args.dz);
@@ -377,7 +365,7 @@ cudaError_t launch(const Operands<Access, n, kSample>& operands, const PassArgs&
   const int64_t most = resident_blocks<kKernel>(launch.device);
   const bool alone = is_alone(args.numel, args.sums) &&
                      (kl == nullptr || (combination.loss != nullptr && is_alone(kl->numel, kl->sums)));
-  // Where the sums are combined, finish() does all of it.
+  // If sums are combined to a loss, finish() adds all of them up, unless one block does all work.
   const auto target_of = [&](Part& of) {
     const bool whole = combination.loss == nullptr ? of.work.is_whole() : alone;
     if (!whole && of.target.sums.data != nullptr) of.target.partials = of.partials;
@@ -407,15 +395,14 @@ cudaError_t run_as(const PassArgs& args, const PassArgs* kl, const Combination& 
                    const Launch& to) {
   constexpr int n = kInputsOf<F>;
   constexpr auto forward = Direction::forward, backward = Direction::backward, either = Direction::either;
-  const bool extras = args.weight.data != nullptr || args.transform != 0 || args.x_scale != 1 || args.constant != 0 ||
-                      args.floor > 0 || args.has_clamp;
+  const bool extras = args.has_extras();
   if (part[0].fold.slabs > 0) return launch_fold<F, T, kSample>(args, part[0], to);
   RowFit rows(args.numel, args.sums.event, kDType<T>);
   for (const View& view : args.in) rows.add(view);
   for (const View& view : args.d) rows.add(view);
   for (const View* view : {&args.value, &args.weight, &args.z, &args.dz, &args.eps, &args.d_eps}) rows.add(*view);
   rows.add(args.upstream, true);
-  // With packs of this width and kind, if they fit.
+  // Launches the kernel with packs of this width and kind, if they fit.
   cudaError_t result = cudaSuccess;
   const auto try_rows = [&](auto access, auto both_ways) {
     using Access = decltype(access);
@@ -456,7 +443,7 @@ cudaError_t run(const PassArgs& args, const PassArgs* kl, const Combination& com
     }
   }
   if constexpr (std::is_same_v<F, NoLoss>) {
-    return args.numel == 0 ? cudaSuccess : cudaErrorInvalidValue;  // nothing was asked for
+    return args.numel == 0 ? cudaSuccess : cudaErrorInvalidValue;  // no result is wanted
   } else {
     return args.float64 ? run_as<F, double, false>(args, kl, combination, part, launch)
                         : run_as<F, float, false>(args, kl, combination, part, launch);

@@ -1,5 +1,5 @@
-// Sums in a fixed order, without atomics: a thread adds up its packs, in the arithmetic's type over a few of them and
-// in double over these; a group of threads adds up its threads; and where that is not all, finish() adds up the groups.
+// Sums in a fixed order, without atomics. A thread adds up a few packs in the arithmetic's type, and these sums in
+// double. A group of threads adds up its threads' sums. If there are several groups, finish() adds up the groups' sums.
 #pragma once
 
 #include <algorithm>
@@ -13,21 +13,20 @@ namespace fastvae::cuda {
 constexpr int kBlockBits = 8, kWarpBits = 5;
 constexpr int kThreads = 1 << kBlockBits;  // in a block
 constexpr int kWarp = 1 << kWarpBits;
-// Partial sums of one sum of everything.
+// The most partial sums of one sum over all elements.
 constexpr int kMostBlocks = 1024;
-// So few elements are quicker in one block than in two launches.
+// Up to this number of elements, one block is faster than two launches.
 constexpr int64_t kAlone = 4096;
-// Elements of a sample that one group adds up: up to kShortEvent a warp or a part of it takes a sample; beyond, a block
-// takes a chunk.
+// A warp, or a part of it, adds up a sample of up to kShortEvent elements. A block adds up a chunk of a longer sample.
 constexpr int64_t kShortEvent = 1024, kShortChunk = 4096, kLongChunk = 32768, kManyElements = int64_t(1) << 24;
 
-// How the packs of a pass are shared out. A group of threads takes one item after another, and each makes a sum.
+// How the packs of a pass are divided. A group of threads works on one item after another. Each item has a sum.
 struct Work {
   int64_t items = 0;
-  int64_t chunks = 0;  // items of a sample; 0: there is one sum of everything, each item takes tiles all over it
-  int64_t row = 0;     // packs of a sample, or of everything
-  int64_t chunk = 0;   // packs of a chunk
-  int rest = 0;        // elements behind the last pack
+  int64_t chunks = 0;           // items of a sample; 0: one sum over all elements, of which each item takes some tiles
+  int64_t row = 0;              // packs of a sample, or of all elements
+  int64_t chunk = 0;            // packs of a chunk
+  int rest = 0;                 // elements behind the last pack
   int group_bits = kBlockBits;  // a group has 2^this threads: a block, a warp, or less where samples have a few packs
   int blocks = 0;
 
@@ -35,7 +34,7 @@ struct Work {
   bool is_whole() const { return chunks == 0 ? items == 1 : chunks == 1; }
 };
 
-// In pairs: short chains.
+// Adds in pairs, so that few additions wait for each other.
 template <int W, class T>
 FASTVAE_DEVICE T pack_sum(const T (&x)[W]) {
   T part[W];
@@ -49,7 +48,7 @@ FASTVAE_DEVICE T pack_sum(const T (&x)[W]) {
   return part[0];
 }
 
-// Of a warp, or of each group of 2^bits threads in it.
+// The sum over a warp, or over each group of 2^bits threads in it.
 FASTVAE_DEVICE double warp_sum(double x, int bits = kWarpBits) {
   FASTVAE_UNROLL
   for (int step = kWarp / 2; step > 0; step /= 2) {
@@ -58,7 +57,7 @@ FASTVAE_DEVICE double warp_sum(double x, int bits = kWarpBits) {
   return x;
 }
 
-// In the first thread of the group.
+// The sum over a group, valid in its first thread.
 FASTVAE_DEVICE double group_sum(double x, int bits = kBlockBits) {
   x = warp_sum(x, bits);
   if (bits <= kWarpBits) return x;
@@ -72,27 +71,27 @@ FASTVAE_DEVICE double group_sum(double x, int bits = kBlockBits) {
   return x;
 }
 
-// Calls visit(item, lane, exists) for one item after another of the thread's group. All threads of a warp make the same
-// number of calls, since they share shuffles: the last items of some groups may not exist.
+// Calls visit(item, lane, exists) for each item of the thread's group. All threads of a warp make the same number of
+// calls, since they share shuffles. So the last item of a group may not exist.
 template <class Visit>
 FASTVAE_DEVICE void for_each_item(int64_t items, int bits, int block, int blocks, Visit visit) {
   const int thread = static_cast<int>(threadIdx.x), group = thread >> bits, lane = thread & ((1 << bits) - 1);
-  const int first = thread / kWarp * kWarp >> bits, per_block = kThreads >> bits;  // first: of the warp's groups
+  const int first = thread / kWarp * kWarp >> bits, per_block = kThreads >> bits;  // first: the warp's first group
   for (int64_t item = int64_t(block) * per_block + first; item < items; item += int64_t(blocks) * per_block)
     visit(item + (group - first), lane, item + (group - first) < items);
 }
 
 // Runs the work of a group. `pass` is a function object with
-//   T packs<n>(first, distance)   works on the packs first, first + distance, ..., n of them, and returns their values'
-//   sum T single(element)             the same for an element that belongs to no pack
-// and result(item, sum) is called by a group's first thread.
+//   T packs<n>(first, distance)   works on n packs, first, first + distance, ..., and returns the sum of their values
+//   T single(element)             the same for an element that belongs to no pack
+// The first thread of the group calls result(item, sum).
 template <int kUnroll, class Pass, class Result>
 FASTVAE_DEVICE void do_work(const Work& work, int width, int block, Pass pass, Result result) {
   const int size = 1 << work.group_bits, tile = size * kUnroll;
   for_each_item(work.items, work.group_bits, block, work.blocks, [&](int64_t item, int lane, bool exists) {
     int64_t first = item * tile, end = work.row, stride = work.items * tile;
     if (work.chunks > 0) {
-      // (More than one chunk means long samples, and few enough of them for 32 bits.)
+      // (With more than one chunk, samples are long and so few that 32 bits are enough.)
       const int64_t sample = work.chunks == 1 ? item : static_cast<uint32_t>(item) / static_cast<uint32_t>(work.chunks);
       const int64_t begin = sample * work.row + (item - sample * work.chunks) * work.chunk;
       first = begin;
@@ -114,7 +113,7 @@ FASTVAE_DEVICE void do_work(const Work& work, int width, int block, Pass pass, R
   });
 }
 
-// Writes a result and returns it as it was rounded.
+// Writes a result and returns its rounded value.
 FASTVAE_DEVICE double write(void* data, bool float64, int64_t i, double x) {
   if (float64) return static_cast<double*>(data)[i] = x;
   return static_cast<float*>(data)[i] = static_cast<float>(x);
@@ -131,7 +130,7 @@ struct Target {
   Sums sums;
   double* partials = nullptr;
 
-  // Returns a whole sum as it was rounded.
+  // Returns the rounded value of a whole sum.
   FASTVAE_DEVICE double operator()(int64_t item, double sum) const {
     if (partials != nullptr) return partials[item] = sum;
     return sums.data == nullptr ? sum : put(sums, item, sum);
@@ -140,7 +139,7 @@ struct Target {
 
 // ---- On the host.
 
-// The one way in which kernels are launched.
+// Every kernel is launched here.
 template <class Params>
 cudaError_t enqueue(void (*kernel)(Params), int64_t blocks, const Params& params, const Launch& launch) {
   static_assert(sizeof(Params) <= 4096, "more than a kernel's parameters may take before CUDA 12.1");
@@ -150,7 +149,7 @@ cudaError_t enqueue(void (*kernel)(Params), int64_t blocks, const Params& params
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The number of blocks that a device runs at once. It is asked for once for each kernel and device.
+// The number of blocks that a device runs at once. CUDA is asked once for each kernel and device.
 template <auto kKernel>
 int64_t resident_blocks(int device) {
   constexpr int kDevices = 64;
@@ -170,16 +169,16 @@ inline bool is_alone(int64_t numel, const Sums& sums) {
 }
 inline int64_t chunk_of(int64_t numel) { return numel <= kManyElements ? kShortChunk : kLongChunk; }
 
-// Groups of at most a warp, for sums of `count` numbers each.
+// The size of groups for sums of `count` numbers each: at most a warp.
 inline int group_bits_for(int64_t count) {
   int bits = 0;
   while (bits < kWarpBits && int64_t(1) << bits < count) ++bits;
   return bits;
 }
 
-// Of packs of `width` elements, `unroll` of which a thread takes at a time, to at most `most` blocks, or to one if that
-// is to do all of it alone. (The sums of samples do not depend on the device; those of everything do, by the number of
-// blocks that it runs at once.)
+// Divides packs of `width` elements among at most `most` blocks, or gives all to one block if `alone`. A thread takes
+// `unroll` packs at a time. (The sum of a sample does not depend on the device. The sum over all elements does: the
+// device determines `most`.)
 inline Work share_out(int64_t numel, const Sums& sums, int width, int unroll, int64_t most, bool alone) {
   Work work;
   most = std::min<int64_t>(most, kMostBlocks);

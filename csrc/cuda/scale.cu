@@ -1,5 +1,5 @@
-// The scaling of gradients that were made in the forward pass: all of them in one launch, which returns at once where
-// the upstream gradient is 1. That is known on the device alone.
+// Scales the gradients that the forward pass made, all in one launch. The kernel returns at once if the upstream
+// gradient is 1, which only the device knows.
 #include "reduce.cuh"
 
 namespace fastvae::cuda {

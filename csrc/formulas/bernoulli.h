@@ -5,8 +5,8 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// p = 1 / (1 + e^-l), as torch.nn.functional.binary_cross_entropy_with_logits has it: with t = e^-|l|, two terms that
-// are never negative, and a derivative p - x that keeps its digits where p is near x.
+// p = 1 / (1 + e^-l), as in torch.nn.functional.binary_cross_entropy_with_logits. With t = e^-|l| the value is a sum of
+// two terms that are never negative, so nothing cancels. The derivative p - x keeps its digits where p is near x.
 struct Bernoulli : Formula {
   static constexpr const char* kName = "bernoulli";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
@@ -15,15 +15,15 @@ struct Bernoulli : Formula {
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*) {
     const T l = in[0], x = in[1];
     const T t = exponential_of_negative(-absolute(l));
-    const T rest = quotient(t, T(1) + t);  // of p, or of 1 - p
+    const T rest = quotient(t, T(1) + t);  // p where l < 0, else 1 - p
     const auto negative = l < T(0);
     const T line = select(negative, -x * l, (T(1) - x) * l);
     return {line + log1p_of_fraction(t), {select(negative, rest - x, (T(1) - x) - rest), -l}};
   }
 };
 
-// As torch.nn.functional.binary_cross_entropy has it: logarithms end at -100, and the derivative is not that of the
-// clamped value but (p - x) / max(p (1 - p), 1e-12). NaN for a p outside [0, 1].
+// As in torch.nn.functional.binary_cross_entropy: logarithms below -100 count as -100, but the derivative ignores that
+// and is (p - x) / max(p (1 - p), 1e-12). A p outside [0, 1] gives NaN.
 struct BernoulliProbabilities : Formula {
   static constexpr const char* kName = "bernoulli_probabilities";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};

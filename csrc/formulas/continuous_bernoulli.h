@@ -1,5 +1,5 @@
-// The density proportional to e^(l x) on [0, 1], l = recon_x: log((e^l - 1) / l) - l x. Loaiza-Ganem and Cunningham,
-// The continuous Bernoulli: fixing a pervasive error in variational autoencoders (2019).
+// The density on [0, 1] that is proportional to e^(l x), l = recon_x. Its value is log((e^l - 1) / l) - l x.
+// Loaiza-Ganem and Cunningham, The continuous Bernoulli: fixing a pervasive error in variational autoencoders (2019).
 #pragma once
 
 #include "formula.h"
@@ -15,7 +15,7 @@ struct ContinuousBernoulli : Formula {
     using S = ScalarOf<T>;
     const T l = in[0], x = in[1], half = T(S(0.5)), one = T(1);
     const auto near = absolute(l) < one;
-    // log((e^l - 1) / l) = l / 2 + log(sinh(l / 2) / (l / 2)); the series has B_2n / (2n (2n)!) of l^2n.
+    // log((e^l - 1) / l) = l / 2 + log(sinh(l / 2) / (l / 2)); its series has the terms B_2n / (2n (2n)!) l^2n.
     const T inside = guarded(near, l), y = inside * inside;
     T series, slope;
     if constexpr (sizeof(S) == sizeof(float)) {
@@ -29,7 +29,7 @@ struct ContinuousBernoulli : Formula {
                          -8.2671957671957672e-7, 2.0876756987868099e-8, -5.2841901386874932e-10, 1.3382536530684679e-11,
                          -3.3896802963225829e-13, 8.5860620562778446e-15);
     }
-    // Elsewhere, with m = 1 - e^-|l|: max(l, 0) + log(m / |l|), and the mean is 1 / |l| - e^-|l| / m, or 1 minus that.
+    // For |l| >= 1, m = 1 - e^-|l|: max(l, 0) + log(m / |l|). The mean is 1 / |l| - e^-|l| / m, or 1 minus it if l > 0.
     const T size = select(near, one, absolute(l));
     const T m = -exp_parts(-size, exponential_of_negative(-size)).expm1;
     const T per_size = quotient(one, size), rest = per_size - quotient(one - m, m);

@@ -1,5 +1,5 @@
-// What likelihoods of counts share. Most counts are 0, and there a likelihood is cheap: a formula says what it is at 0
-// and above 0, and the CPU's pass computes the second only where it is wanted.
+// Shared by the likelihoods of counts. Most counts are 0, and a likelihood at 0 is cheap. So a formula has one part for
+// x = 0 and one for x > 0, and the CPU's pass computes the second part only where it is needed.
 #pragma once
 
 #include "../math/gamma.h"
@@ -7,7 +7,7 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// F has at_zero(in) and at_positive(in), the latter for x > 0 or for an x that is no count, such as NaN.
+// F has at_zero(in) for x = 0, and at_positive(in) for every other x: for x > 0 and for an invalid x, such as NaN.
 template <class F>
 struct OfCounts : Formula {
   static constexpr bool kCounts = true, kSparse = true;
@@ -18,7 +18,7 @@ struct OfCounts : Formula {
     Terms<T, n> terms = F::at_zero(in);
     if (!any_of(positive, in[1])) return terms;
     T inside[n];
-    for (int i = 0; i < n; ++i) inside[i] = select(positive, in[i], T(1));  // no NaN, nor its derivative, elsewhere
+    for (int i = 0; i < n; ++i) inside[i] = select(positive, in[i], T(1));  // where x = 0: inputs that make no NaN
     const Terms<T, n> other = F::at_positive(inside);
     terms.value = select(positive, other.value, terms.value);
     for (int i = 0; i < n; ++i) terms.d[i] = select(positive, other.d[i], terms.d[i]);
@@ -26,7 +26,7 @@ struct OfCounts : Formula {
   }
 };
 
-// F at one of the two.
+// One part of F: at_zero alone, or at_positive alone.
 template <class F, bool kZero>
 struct Restricted : F {
   template <class T, int n>

@@ -1,27 +1,43 @@
-// What a pass does around a formula, for one element: the activation before it, or what a Gaussian's logvar is given
-// as and its clamp; the scale of the data, a constant, free bits and a weight. Each is the identity unless it was asked
-// for.
+// What a pass does around a formula, for one element. Before it: the activation of the mean, or the conversion and the
+// clamp of a Gaussian's logvar; the scale of the data. After it: a constant, free bits and a weight. Each is optional.
 #pragma once
 
+#include "../kernels.h"
 #include "sample.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
 template <class T>
 struct Extras {
-  T number[3];        // the formula's own constants
-  int transform = 0;  // the mean's Activation, or the Scale of a Gaussian's arguments
+  using S = ScalarOf<T>;
+  T number[kMaxNumbers];  // the formula's own constants
+  int transform = 0;      // the mean's Activation, or the Scale of a Gaussian's arguments
   bool has_scale = false, has_constant = false, has_floor = false, has_clamp = false;
   T x_scale, constant, floor, low, high;
 
+  Extras() = default;
+  explicit FASTVAE_INLINE Extras(const PassArgs& args)
+      : transform(args.transform),
+        has_scale(args.x_scale != 1),
+        has_constant(args.constant != 0),
+        has_floor(args.floor > 0),
+        has_clamp(args.has_clamp),
+        x_scale(static_cast<S>(args.x_scale)),
+        constant(static_cast<S>(args.constant)),
+        floor(static_cast<S>(args.floor)),
+        low(static_cast<S>(args.low)),
+        high(static_cast<S>(args.high)) {
+    for (int i = 0; i < kMaxNumbers; ++i) number[i] = T(static_cast<S>(args.numbers[i]));
+  }
+
   FASTVAE_INLINE Activation activation() const { return static_cast<Activation>(transform); }
-  // Of input `given`; only the first logvar, the posterior's, is clamped.
+  // `given` stands for a logvar. Only the first logvar, the posterior's, is clamped.
   FASTVAE_INLINE Spread<T> spread(T given, bool is_first) const {
     return spread_of(given, static_cast<Scale>(transform), has_clamp && is_first, low, high);
   }
 };
 
-// F::at, given exp(logvar) where F has use for it and the pass has it (`variance`; nullptr: it has not).
+// F::at. `variance` is exp(logvar) if the pass has computed it, else nullptr. Some formulas can use it.
 template <class F, class T, int n>
 FASTVAE_INLINE Terms<T, n> at(const T (&in)[n], const T* number, const T* variance) {
   if constexpr (F::kUsesVariance) {
@@ -30,7 +46,7 @@ FASTVAE_INLINE Terms<T, n> at(const T (&in)[n], const T* number, const T* varian
   return F::at(in, number);
 }
 
-// F's terms where a Gaussian's logvars are given as something else, or clamped.
+// F's terms where the user gives log sigma or sigma instead of logvar, or where the posterior's logvar is clamped.
 template <class F, class T, int n>
 FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const T* variance) {
   [[maybe_unused]] T given[2], logvar[2];
@@ -63,7 +79,7 @@ FASTVAE_INLINE Terms<T, n> at_spreads(T (&in)[n], const Extras<T>& extras, const
   for (int i = 0; i < n; ++i) {
     if ((kLogvars<F> >> i & 1) == 0) continue;
     const T d = terms.d[i] * slope[i];
-    terms.d[i] = extras.has_clamp ? select(slope[i] == T(0), T(0), d) : d;  // not infinity times 0
+    terms.d[i] = extras.has_clamp ? select(slope[i] == T(0), T(0), d) : d;  // where clamped: 0, not infinity times 0
   }
   return terms;
 }
@@ -98,13 +114,13 @@ FASTVAE_INLINE Terms<T, n> element(T (&in)[n], const Extras<T>& extras, const T*
     if (extras.has_constant) terms.value = terms.value + extras.constant;
   } else {
     if (extras.has_floor) {
-      const auto below = terms.value < extras.floor;  // a NaN is not
+      const auto below = terms.value < extras.floor;  // false for NaN
       terms.value = select(below, extras.floor, terms.value);
       FASTVAE_UNROLL
       for (int i = 0; i < n; ++i) terms.d[i] = select(below, T(0), terms.d[i]);
     }
   }
-  if (weight != nullptr) {  // not multiplied where it is 0: the element may be NaN
+  if (weight != nullptr) {  // a weight of 0 is not multiplied, since the element may be NaN
     const T zero(0);
     const auto absent = *weight == zero;
     terms.value = select(absent, zero, *weight * terms.value);

@@ -1,4 +1,4 @@
-// What a formula is. A likelihood or a divergence is one file in this folder and one line in list.h:
+// A formula is a likelihood or a divergence: a struct in this folder, named in list.h.
 //
 //   struct Laplace : Formula {
 //     static constexpr const char* kName = "laplace";
@@ -9,8 +9,8 @@
 //   };
 //
 // `at` gives the value of one element and its derivatives. T is float, double, a vector of them, or a tensor
-// (ops/elements.h): the CPU's passes, CUDA's and the composed form in aten ops are this one text. `number` are
-// constants that a user chooses, such as Huber's delta.
+// (ops/elements.h), so the CPU's passes, CUDA's passes and the composed form in aten ops share one source. `number`
+// holds constants that a user chooses, such as Huber's delta.
 #pragma once
 
 #include "../math/elementary.h"
@@ -18,8 +18,8 @@
 FASTVAE_NAMESPACE_BEGIN
 
 enum Role {
-  kMain,       // what the encoder or decoder makes; its shape is the others'
-  kData,       // the target: integers are read as well
+  kMain,       // an output of the encoder or the decoder; the other inputs have its shape, or broadcast to it
+  kData,       // the target; it may have an integer dtype
   kParameter,  // broadcasts to the main input; where it does, its gradient is summed
 };
 
@@ -36,22 +36,22 @@ struct Terms {
   T d[n];
 };
 
-// What most formulas share.
+// The defaults. A formula redefines what differs.
 struct Formula {
   static constexpr const char* kOp = "fastvae.reconstruction_loss";  // the function that its users call
   static constexpr int kNumbers = 0;                                 // how many constants of its own it has
   static constexpr bool kHasMean = false;       // its first input is a mean: an activation may stand before it
-  static constexpr bool kLight = false;         // so little arithmetic that a pass without extras is compiled as well
+  static constexpr bool kLight = false;         // so little arithmetic that a pass without extras is worth compiling
   static constexpr bool kCounts = false;        // its data are counts
-  static constexpr bool kSparse = false;        // most of them 0 (counts.h); the derivative by them is not made
-  static constexpr bool kUsesVariance = false;  // there is an `at` that takes exp(logvar) besides
-  // There is an `of_difference` that takes logvar - logvar_p besides: from two sigmas it is made without cancelling.
+  static constexpr bool kSparse = false;        // most data are 0 (counts.h); the data have no derivative
+  static constexpr bool kUsesVariance = false;  // a second `at` also takes exp(logvar)
+  // `of_difference` also takes logvar - logvar_p, which can be computed from two sigmas without cancellation.
   static constexpr bool kUsesDifference = false;
 };
 
 template <class F>
 constexpr int kInputsOf = sizeof(F::kInputs) / sizeof(Argument);
-// Bit i: input i is a logvar. (A kernel on a GPU may not look into kInputs at run time.)
+// Bit i: input i is a logvar. (A kernel on a GPU cannot read kInputs at run time.)
 template <class F>
 constexpr uint32_t logvars_of() {
   uint32_t mask = 0;
@@ -65,15 +65,15 @@ constexpr bool kHasData = F::kInputs[1].role == kData;
 template <class F>
 constexpr bool kIsPosterior = F::kInputs[1].role == kMain;  // its inputs begin with mu and logvar
 
-// exp(...) = e, or 0 where it is infinite and meets delta = 0: their product is 0, not NaN.
+// e, but 0 where e is infinite and delta is 0. Then delta * e is 0, not NaN.
 template <class T>
 FASTVAE_INLINE T finite_at_zero(T delta, T e) {
   return select((delta == T(0)) & (e == T(Constants<ScalarOf<T>>::kInfinity)), T(0), e);
 }
 
-// What stands between the decoder's output and the mean, if it is part of the pass.
+// The function from the decoder's output to the mean, if the pass computes it.
 enum class Activation : int { none, sigmoid, tanh };
-// What a Gaussian's second argument is.
+// What the user gives as the second argument of a Gaussian.
 enum class Scale : int { logvar, log_sigma, sigma };
 
 template <class T>
@@ -82,7 +82,7 @@ struct Activated {
   T slope;
 };
 
-// 1 / (1 + e^-l), all from t = e^-|l|, which cannot overflow.
+// 1 / (1 + e^-l), computed from t = e^-|l|, which cannot overflow.
 template <class T>
 FASTVAE_INLINE Activated<T> sigmoid(T l) {
   const T t = exponential_of_negative(-absolute(l));
@@ -90,14 +90,14 @@ FASTVAE_INLINE Activated<T> sigmoid(T l) {
   return {select(l < T(0), t * q, q), t * q * q};
 }
 
-// With e = e^(-2|l|): tanh |l| = (1 - e) / (1 + e), near 0 by the digits of expm1, elsewhere as 1 - 2 e / (1 + e); the
+// With e = e^(-2|l|): tanh |l| = (1 - e) / (1 + e), near 0 with 1 - e from expm1, elsewhere as 1 - 2 e / (1 + e). The
 // slope is 4 e / (1 + e)^2.
 template <class T>
 FASTVAE_INLINE Activated<T> hyperbolic_tangent(T l) {
   const T x = T(ScalarOf<T>(-2)) * absolute(l);
   const T e = exponential_of_negative(x), u = exp_parts(x, e).expm1;
   const T divisor = T(1) + e, q = quotient(T(1), divisor), rough = -u * q;
-  // What the product with 1 / (1 + e) rounds away comes back, as from a division.
+  // Corrects the rounding error of the product with 1 / (1 + e): the result is as exact as a division's.
   const T near = multiply_add(multiply_add(-rough, divisor, -u), q, rough), far = multiply_add(-(e + e), q, T(1));
   const T size = select(x > T(-1), near, far);
   return {select(l < T(0), -size, size), T(4) * e * q * q};

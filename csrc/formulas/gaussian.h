@@ -14,7 +14,7 @@ struct Gaussian : Formula {
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
     const T delta = in[0] - in[1], logvar = in[2], half = T(ScalarOf<T>(0.5));
-    // Never delta^2 first, which overflows.
+    // Not delta^2 times the precision: delta^2 can overflow.
     const T pull = delta * finite_at_zero(delta, exponential(-logvar));
     const T square = delta * pull;
     return {half * (logvar + square), {pull, -pull, half * (T(1) - square)}};

@@ -17,8 +17,8 @@ struct KlStandard : Formula {
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T* number) {
     return at(in, number, exponential(in[1]));
   }
-  // `variance` is exp(logvar), for a pass that has it already, as sigma^2 of a sample. Near 1, where its digits are not
-  // enough, it is not used.
+  // `variance` is exp(logvar), from a pass that already has it as sigma^2 of a sample. Near 1 its digits are not
+  // enough, and a polynomial is used instead.
   template <class T>
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T*, T variance) {
     const T mu = in[0], half = T(ScalarOf<T>(0.5));
@@ -38,19 +38,19 @@ struct KlBetween : Formula {
   template <class T>
   static FASTVAE_INLINE Terms<T, 4> at(const T (&in)[4], const T*) {
     const T logvar = in[1], logvar_p = in[3];
-    // What rounding d loses comes back to first order: e^d - 1 - d has the derivative e^d - 1, which is large where it
-    // matters.
+    // The rounding error of d is corrected to first order. The derivative of e^d - 1 - d is e^d - 1, which is large
+    // where the error matters.
     const T d = logvar - logvar_p;
     const T back = d - logvar;
     const T lost = (logvar - (d - back)) - (logvar_p + back);  // Knuth's two-sum: d + lost = logvar - logvar_p exactly
     ExpParts<T> e = exp_parts(d);
-    // Where either is infinite there is nothing to correct, only NaN to make.
+    // Where `lost` or e is not finite, a correction would make NaN.
     const auto finite = (lost == lost) & (e.expm1 - e.expm1 == T(0));
     e.expm1_minus = e.expm1_minus + select(finite, e.expm1 * lost, T(0));
     e.expm1 = e.expm1 + select(finite, (e.expm1 + T(1)) * lost, T(0));
     return of_parts(in, e);
   }
-  // d = logvar - logvar_p is given.
+  // For a caller that has a better d = logvar - logvar_p.
   template <class T>
   static FASTVAE_INLINE Terms<T, 4> of_difference(const T (&in)[4], T d) {
     return of_parts(in, exp_parts(d));

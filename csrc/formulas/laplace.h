@@ -1,4 +1,4 @@
-// The absolute error, as torch.nn.functional.l1_loss has it, and -log Laplace(x; recon_x, e^log_scale) =
+// The absolute error, as in torch.nn.functional.l1_loss, and -log Laplace(x; recon_x, e^log_scale) =
 // log_scale + |recon_x - x| e^-log_scale + log 2.
 #pragma once
 

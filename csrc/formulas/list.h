@@ -1,5 +1,5 @@
-// Every formula, once. An op names a formula by its place in this list; names, inputs, the kernels' instances and the
-// composed form follow from it.
+// The only list of the formulas. An op names a formula by its place in this list. Names, inputs, the kernels' instances
+// and the composed form are made from the list.
 #pragma once
 
 #include "bernoulli.h"

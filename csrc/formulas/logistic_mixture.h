@@ -1,6 +1,6 @@
-// The discretized mixture of logistics. Salimans, Karpathy, Chen and Kingma, PixelCNN++ (2017). For a pixel of C
-// channels and K components there are K logits, then for each channel K means, K log-scales and, if C is 3, K raw
-// coefficients: by their tanh the means of the second and third channel depend on the channels before.
+// The discretized mixture of logistics. Salimans, Karpathy, Chen and Kingma, PixelCNN++ (2017). A pixel of C channels
+// and K components has K logits, then for each channel K means, K log-scales and, if C is 3, K raw coefficients. The
+// tanh of a coefficient multiplies an earlier channel's x in the mean of the second or third channel.
 #pragma once
 
 #include "../kernels.h"
@@ -15,7 +15,7 @@ FASTVAE_INLINE T edge_of(T x, T low, T high) {
   return select(x < low, T(ScalarOf<T>(-1)), select(x > high, T(ScalarOf<T>(1)), T(ScalarOf<T>(0))));
 }
 
-// A number with more digits than T has: their sum.
+// A number with more digits than T has: high + low.
 template <class T>
 struct Pair {
   T high, low;
@@ -34,7 +34,7 @@ struct Coefficient {
   T slope;
 };
 
-// With e = e^(-2|x|) = 2^n (1 + p): tanh |x| = (1 - e) / (1 + e), both as pairs; the slope is 4 e / (1 + e)^2.
+// With e = e^(-2|x|) = 2^n (1 + p): tanh |x| = (1 - e) / (1 + e), a quotient of pairs. The slope is 4 e / (1 + e)^2.
 template <class T>
 FASTVAE_INLINE Coefficient<T> coefficient(T x) {
   using S = ScalarOf<T>;
@@ -54,8 +54,8 @@ FASTVAE_INLINE Coefficient<T> coefficient(T x) {
   return {{select(negative, -high, high), select(negative, -low, low)}, T(S(4)) * (power + rest) * q * q};
 }
 
-// x[c] - mean, where the mean of the second and third channel depends on those before. Scales of e^-7 want more digits
-// of it than float has in between: every product and difference but the last is exact.
+// x[c] - mean, where the mean of the second and third channel depends on the earlier channels. For scales of e^-7 the
+// digits of a float are too few in between, so every product and difference but the last is exact.
 template <int c, class T>
 FASTVAE_INLINE T distance(const Pair<T> (&x)[3], T mean, const Pair<T>& first, const Pair<T>& second) {
   if constexpr (c == 0) return (x[0].high - mean) + x[0].low;
@@ -70,30 +70,30 @@ FASTVAE_INLINE T distance(const Pair<T> (&x)[3], T mean, const Pair<T>& first, c
   const Pair<T>&by = c == 1 ? first : second, &of = x[c == 2];
   d.low = multiply_add(-by.high, of.low, multiply_add(-by.low, of.high, d.low));
   d.high = multiply_add(-by.high, of.high, d.high);
-  return d.high + select(d.low == d.low, d.low, T(ScalarOf<T>(0)));  // infinite: no NaN
+  return d.high + select(d.low == d.low, d.low, T(ScalarOf<T>(0)));  // low is NaN where high is infinite
 }
 
-// A bin, with i = e^-s, a = i (d + h), b = i (d - h) and y = a - b: P = sigma(a) - sigma(b); sigma(a) in the first bin;
-// sigma(-b) in the last. d is mirrored where it is negative, and in the first bin, so that b belongs to the near edge.
-// Everything is made of e^-|b| and e^-y, which is 0 where there is no far edge. In three steps, which may have loops of
-// their own.
+// A bin, with log-scale s, half width h, i = e^-s, a = i (d + h), b = i (d - h) and y = a - b. P = sigma(a) - sigma(b)
+// inside, sigma(a) in the first bin and sigma(-b) in the last. A negative d, and d in the first bin, is mirrored, so
+// that b belongs to the near edge. All is computed from e^-|b| and e^-y; e^-y is 0 if there is no far edge. There are
+// three steps, so that each may have a loop of its own.
 template <class T>
 struct Edges {
-  T slope, b, y;  // slope: of b by d
+  T slope, b, y;  // slope: db / dd
 };
 template <class T>
 struct Tails {
   T b, y;  // e^-|b|, e^-y
 };
-// log P is log(ratio) - exponent, with a ratio that is far from 0 and from infinity: a product of a few needs no
-// logarithm. The derivatives are by d = x - mean and by the log-scale.
+// log P is log(ratio) - exponent. The ratio is far from 0 and from infinity, so that a few ratios can be multiplied
+// before a logarithm is taken. The derivatives are by d = x - mean and by the log-scale.
 template <class T>
 struct LogisticBin {
   T exponent, ratio, by_distance, by_log_scale;
 };
 
 template <class S>
-constexpr S kFar = sizeof(S) == 4 ? 87 : 700;  // e^-kFar counts as 0; what is above is a normal number
+constexpr S kFar = sizeof(S) == 4 ? 87 : 700;  // e^-kFar counts as 0; e^-y of a smaller y is a normal number
 
 template <class T>
 FASTVAE_INLINE Edges<T> edges_of(T d, T log_scale, T edge, T half_width, T least) {
@@ -109,7 +109,7 @@ FASTVAE_INLINE Edges<T> edges_of(T d, T log_scale, T edge, T half_width, T least
 template <class T>
 FASTVAE_INLINE Tails<T> tails_of(const Edges<T>& e) {
   using S = ScalarOf<T>;
-  const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(), whose derivative at 0 is 0
+  const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(): its derivative at 0 is 0
   const T y = select(e.y < T(kFar<S>), exponential_of_normal(-e.y), T(S(0)));
   return {exponential_of_normal(-at_most(size, T(S(60)))), y};
 }
@@ -121,12 +121,12 @@ FASTVAE_INLINE LogisticBin<T> logistic_bin(const Edges<T>& e, const Tails<T>& ta
   const T zero(S(0)), one(S(1)), b = e.b, y = e.y, t = tails.b, E = tails.y, width = half_width + half_width;
   const auto positive = b > zero;
   const T n = select(positive, one, t), w = select(positive, t, one);  // e^-b = w / n
-  // 1 - E; where y is small, over y, whose logarithm goes to the exponent and, as `width`, to the ratio
+  // f is 1 - E or, for a small y, (1 - E) / y. Then y = width e^-s comes back: s in the exponent, width in the ratio.
   const auto small = y < T(S(0.25));
   const T f = select(small, multiply_add(-y, Constants<S>::exp_tail(-y), one), one - E);
   const T u = one + t, m = multiply_add(E, w, n), mu = m * u;
   const T q = quotient(one, mu * f), fq = f * q;
-  const T sigma_a = (E * w) * (u * fq), sigma_b = n * (m * fq);  // of -a and b
+  const T sigma_a = (E * w) * (u * fq), sigma_b = n * (m * fq);  // sigma(-a), sigma(b)
   const T near = at_least(b, T(S(-60)));
   const T by_log_scale =
       (near * sigma_b - at_most(near + y, T(kFar<S>)) * sigma_a) - (select(small, one, y) * E) * (mu * q);
@@ -135,10 +135,10 @@ FASTVAE_INLINE LogisticBin<T> logistic_bin(const Edges<T>& e, const Tails<T>& ta
           select(log_scale < least, zero, by_log_scale)};
 }
 
-// The row of component 0's mean of channel c; its log-scale is K further, its coefficient 2 K.
+// The row of component 0's mean of channel c. The row of its log-scale is K further, that of its coefficient 2 K.
 FASTVAE_INLINE int mean_row(const Mixture& m, int c) { return m.components * (1 + (m.channels == 3 ? 3 : 2) * c); }
 
-// x in [-1, 1], with digits beyond T's.
+// x scaled to [-1, 1], with more digits than T has.
 template <class T>
 FASTVAE_INLINE Pair<T> scaled(const Mixture& m, T x) {
   if (m.scale == 1 && m.shift == 0) return {x, T(0)};
@@ -147,13 +147,12 @@ FASTVAE_INLINE Pair<T> scaled(const Mixture& m, T x) {
   return {high, static_cast<T>(exact - static_cast<double>(high))};
 }
 
-// Draws a pixel: the component by the Gumbel-max trick, then one channel after the other, each from its logistic and
-// rounded to the middle of its bin. parameter(row) reads; word() is the next random word; draw(c, x) takes what is
-// drawn.
+// Draws a pixel: the component by the Gumbel-max trick, then the channels in order, each from its logistic and rounded
+// to the middle of its bin. parameter(row) reads, word() gives the next random word, draw(c, x) takes channel c.
 template <class T, class Parameter, class Word, class Draw>
 FASTVAE_INLINE void draw_pixel(const Mixture& m, Parameter parameter, Word word, Draw draw) {
   constexpr int kDigits = sizeof(T) == 4 ? 32 : 53;
-  const auto log_of = [](auto w) {  // of a uniform number
+  const auto log_of = [](auto w) {  // the log of a uniform number
     return logarithm_of_fraction<kDigits>(number_from_word<T>(w, T()), minus_one_from_word<T>(w, T()));
   };
   const int K = m.components;

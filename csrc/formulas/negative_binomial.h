@@ -5,21 +5,21 @@
 //   -log P(x) = log(2 pi x (1 + x / theta)) / 2 + delta(theta) + delta(x) - delta(theta + x) + theta phi(u) + x phi(w)
 // for x > 0, and theta log(1 + mu / theta) for 0. Its derivative by mu is -s / mu, that by theta
 //   phi(u) - x / (2 theta (theta + x)) + chi(theta + x) - chi(theta).
-// What cannot be (a mu, theta or x below 0, an infinite x) gives NaN.
+// A mu, theta or x below 0 gives NaN, and so does an infinite x.
 #pragma once
 
 #include "counts.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
-// Beyond these nothing changes any more, but for overflows.
+// Beyond these limits the results stay the same, but intermediate results could overflow.
 template <class T>
 FASTVAE_INLINE T theta_within_limits(T theta) {
   using S = ScalarOf<T>;
   return at_least(at_most(theta, T(S(1e15))), T(S(1e-18)));
 }
 
-// The value for x > 0 and its derivative by theta with mu held fast or, `kFixedLogit`, with p.
+// The value for x > 0 and its derivative by theta, for a fixed mu or, if kFixedLogit, for a fixed p.
 template <class T>
 struct ValueAndSlope {
   T value;
@@ -38,7 +38,7 @@ FASTVAE_INLINE ValueAndSlope<T> negative_binomial(T x, T theta, T p, T q, T s) {
   T delta = of_theta.delta;
   T slope = (kFixedLogit ? -u.log : u.rest) - half * x * per_theta * per_sum;
   if (any_below) {
-    // As gamma.h shifts by 1, but without 1 / theta where that cancels: u - 1 / theta is one fraction.
+    // Shifts theta by 1, as stirling_of_any does. u - 1 / theta, which would cancel, is computed as one fraction.
     const T log = log1p(per_theta);
     const T line = kFixedLogit ? -per_theta : multiply_add(x - one, q, -(p * above)) * per_theta;
     const T shifted = (log - u.log) + line + half * (one - x) * quotient(per_sum, above);
@@ -71,7 +71,7 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
   }
 };
 
-// The same with l = log(p / q) for the mean, as torch.distributions.NegativeBinomial has it.
+// The same with l = log(p / q) instead of the mean, as in torch.distributions.NegativeBinomial.
 struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
   static constexpr const char* kName = "negative_binomial_logits";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}, {"total_count", kParameter}};
@@ -85,7 +85,7 @@ struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
   template <class T>
   static FASTVAE_INLINE Terms<T, 3> at_positive(const T (&in)[3]) {
     using S = ScalarOf<T>;
-    // Further out, where p or q underflows, all is linear.
+    // For |l| > 80, where p or q would underflow, the value is linear in l.
     const T high = at_most(in[0], T(S(80))), l = at_least(high, T(S(-80))), beyond = in[0] - high;
     const T x = nan_if(is_no_count(in[1]) | (in[2] < T(0)), in[1]), theta = theta_within_limits(in[2]);
     const T p = sigmoid(l).value, q = sigmoid(-l).value, s = multiply_add(x, q, -(theta * p));
@@ -95,8 +95,8 @@ struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
   }
 };
 
-// 0 with the probability sigmoid(l) besides, l = zero_logits: P(0) = (a + b q^theta) / (a + b), where a and b are 1 and
-// e^-|l| or the other way round. (Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018.)
+// A count is set to 0 with the probability sigmoid(l), l = zero_logits: P(0) = (a + b q^theta) / (a + b), where a and b
+// are 1 and e^-|l| (l < 0: reversed). (Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018.)
 struct ZeroInflated : OfCounts<ZeroInflated> {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr Argument kInputs[] = {
@@ -114,7 +114,7 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
     const T other = b * exp_parts(log_nb, e).expm1 * per;  // P(0) - 1
     const T zeros = share * per;
     T value = -log_parts_of_probability(zeros, other).log, rho = b * e * per_share, d_logit = a * per_share * other;
-    const auto tiny = zeros < T(S(1e-30));  // its terms underflow, their logarithms do not
+    const auto tiny = zeros < T(S(1e-30));  // the terms of P(0) underflow, their logarithms do not
     if (any_of(tiny, l)) {
       const T gap = guarded(tiny, log_nb - l), far = exponential_of_negative(-absolute(gap)),
               part = quotient(one, one + far);

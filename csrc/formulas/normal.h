@@ -1,4 +1,4 @@
-// The density of a Gaussian at a sample, and the KL divergence's estimate from one sample.
+// The density of a Gaussian at a sample, and an estimate of the KL divergence from one sample.
 #pragma once
 
 #include "formula.h"
@@ -14,15 +14,15 @@ struct NormalLogProb : Formula {
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T*) {
     using S = ScalarOf<T>;
     const T half = T(S(0.5)), delta = in[0] - in[1];
-    // Never delta^2 first, which overflows.
+    // Not delta^2 times the precision: delta^2 can overflow.
     const T pull = delta * finite_at_zero(delta, exponential(-in[2])), square = delta * pull;
     return {-half * ((in[2] + T(S(1.8378770664093454836))) + square), {-pull, pull, half * (square - T(1))}};
   }
 };
 
-// log N(z; mu, e^l) - log N(z; mu_p, e^p) = ((t_p - t)(t_p + t) - d) / 2 with d = l - p, t = (z - mu) e^(-l/2) and t_p
-// = (z - mu_p) e^(-p/2). From differences, since near the prior the two densities cancel: t_p - t = e^(-p/2) (mu - mu_p
-// - (z - mu)(e^(-d/2) - 1)).
+// log N(z; mu, e^l) - log N(z; mu_p, e^p) = ((t_p - t)(t_p + t) - d) / 2 with d = l - p, t = (z - mu) e^(-l/2) and
+// t_p = (z - mu_p) e^(-p/2). Near the prior t_p and t cancel, so their difference is computed as
+//   t_p - t = e^(-p/2) (mu - mu_p - (z - mu)(e^(-d/2) - 1)).
 struct KlOneSample : Formula {
   static constexpr const char *kName = "kl_one_sample", *kOp = "fastvae.kl_one_sample";
   static constexpr Argument kInputs[] = {{"z", kMain},

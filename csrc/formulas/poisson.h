@@ -5,7 +5,7 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// Without log x!, as torch.nn.functional.poisson_nll_loss.
+// Without log x!, as in torch.nn.functional.poisson_nll_loss.
 struct Poisson : Formula {
   static constexpr const char* kName = "poisson";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
@@ -18,7 +18,7 @@ struct Poisson : Formula {
   }
 };
 
-// With it, in Loader's form (math/gamma.h): log(2 pi x) / 2 + delta(x) + x phi(e^l / x - 1). NaN for an x below 0.
+// With log x!, in Loader's form (math/gamma.h): log(2 pi x) / 2 + delta(x) + x phi(e^l / x - 1). x < 0 gives NaN.
 struct PoissonFull : OfCounts<PoissonFull> {
   static constexpr const char* kName = "poisson_full";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
@@ -32,7 +32,7 @@ struct PoissonFull : OfCounts<PoissonFull> {
   static FASTVAE_INLINE Terms<T, 2> at_positive(const T (&in)[2]) {
     using S = ScalarOf<T>;
     const T x = in[1], given = nan_if(is_no_count(x) | (x != x), in[0]);
-    const T l = at_least(given, T(S(-80))), rate = exponential(l), more = rate - x;  // below it is a line
+    const T l = at_least(given, T(S(-80))), rate = exponential(l), more = rate - x;  // linear below -80
     const T rest = log_parts(quotient(rate, x), quotient(more, x)).rest + (l - given);
     const T spread = T(S(0.5)) * logarithm(T(S(6.28318530717958648)) * x);
     const T value = spread + (stirling_of_any(x).delta + x * rest);

@@ -1,13 +1,13 @@
-// Errors that grow slowly: Huber's and Charbonnier's. Huber, Robust estimation of a location parameter (1964);
-// Charbonnier, Blanc-Feraud, Aubert, Barlaud, Two deterministic half-quadratic regularization algorithms for computed
-// imaging (1994).
+// Losses that grow slower than the squared error. Huber, Robust estimation of a location parameter (1964); Charbonnier,
+// Blanc-Feraud, Aubert, Barlaud, Two deterministic half-quadratic regularization algorithms for computed imaging
+// (1994).
 #pragma once
 
 #include "formula.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
-// (recon_x - x)^2 / 2 up to an error of delta, a straight line beyond, as torch.nn.functional.huber_loss has it.
+// (recon_x - x)^2 / 2 for errors up to delta, linear beyond, as in torch.nn.functional.huber_loss.
 struct Huber : Formula {
   static constexpr const char* kName = "huber";
   static constexpr Argument kInputs[] = {{"recon_x", kMain}, {"x", kData}};
@@ -31,7 +31,7 @@ struct Charbonnier : Formula {
 
   template <class T>
   static FASTVAE_INLINE Terms<T, 2> at(const T (&in)[2], const T* number) {
-    // In units of the larger of the two: neither square overflows, nor do both vanish.
+    // The larger of |error| and eps is factored out: no square overflows, and not both squares underflow.
     const T error = in[0] - in[1], size = absolute(error);
     const auto by_eps = size < number[0];
     const T larger = select(by_eps, number[0], size), smaller = select(by_eps, size, number[0]);

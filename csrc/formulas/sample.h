@@ -12,8 +12,7 @@ FASTVAE_INLINE T standard_deviation(T logvar) {
   return exponential(logvar * T(ScalarOf<T>(0.5)));
 }
 
-// The logvar and sigma that an argument `given` stands for, and their derivatives by it. With a clamp the logvar is
-// clamped, and both derivatives are 0 where it was.
+// The logvar and sigma of an argument `given`, and their derivatives by it, which are 0 where logvar is clamped.
 template <class T>
 struct Spread {
   T logvar, d_logvar, sigma, d_sigma;
@@ -51,8 +50,7 @@ FASTVAE_INLINE Spread<T> spread_of(T given, Scale scale, bool has_clamp, T low, 
   return s;
 }
 
-// dz/dmu = 1, dz/dlogvar = sigma eps / 2 (from eps, never from z - mu, which cancels when sigma << |mu|), dz/deps =
-// sigma
+// dz/dmu = 1, dz/deps = sigma, dz/dlogvar = sigma eps / 2. (Not (z - mu) / 2, which cancels when sigma << |mu|.)
 template <class T>
 FASTVAE_INLINE T sample(T mu, T sigma, T eps) {
   return multiply_add(sigma, eps, mu);

@@ -1,4 +1,4 @@
-// The squared error, as torch.nn.functional.mse_loss has it, and the Gaussian of unit variance, which is half of it:
+// The squared error, as in torch.nn.functional.mse_loss, and the Gaussian of unit variance:
 // -log N(x; recon_x, 1) = (recon_x - x)^2 / 2 + log(2 pi) / 2.
 #pragma once
 

@@ -19,8 +19,8 @@ struct StudentT : Formula {
     const T slope = exponential(-log_scale) * quotient(one, square_root(df));  // dy/drecon_x
     const auto hit = delta == T(0);                                            // 0 times infinity is 0 here
     const T y = select(hit, delta, delta * slope);
-    // Far out log(1 + y^2) is 2 log |y| to the last digit, and y^2 would overflow
-    // (nor y itself, since there it is log |delta| - log_scale - log(df) / 2.)
+    // For a large |y|, log(1 + y^2) is 2 log |y| to the last digit, while y^2 could overflow. For a large |delta|, y
+    // itself could overflow, so log |y| is computed as log |delta| - log_scale - log(df) / 2.
     const T bound(sizeof(S) == 4 ? S(1073741824.0) : S(1152921504606846976.0));
     const auto far = absolute(y) > bound, big = absolute(delta) > bound;
     const T inside = guarded(absolute(y) < bound + bound, y), square = inside * inside;

@@ -1,5 +1,4 @@
-// What the formulas need from the compiler that includes them: a C++ compiler for the CPU (once per instruction set) or
-// nvcc.
+// Macros for the compilers that the formulas are written for: nvcc, and a C++ compiler for the CPU's kernels.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +11,8 @@
 #define FASTVAE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// The CPU kernels are compiled once per instruction set. Each copy lives in an inline namespace of its own, so that the
-// linker can never give one of them the code of another.
+// The CPU kernels are compiled once per instruction set. Each copy has its own inline namespace, so that the linker
+// cannot use the code of one copy in another.
 #ifndef FASTVAE_ISA
 #define FASTVAE_ISA common
 #endif

@@ -1,6 +1,6 @@
-// exp, log and sin/cos of our own: a library's differ in the last bits between instruction sets and devices, and the
-// same inputs must give the same bits on all of them. All is multiplication, addition and multiply_add, within about
-// one unit of rounding. The coefficients are minimax.py's.
+// exp, log, sin and cos. The same inputs must give the same bits on all instruction sets and devices, and the results
+// of the libraries' functions differ in the last bits. These use only multiplication, addition and multiply_add, with
+// errors of about one unit of rounding. minimax.py computes the coefficients.
 #pragma once
 
 #include "scalar.h"
@@ -17,7 +17,7 @@ FASTVAE_INLINE T polynomial(T x, ScalarOf<T> first, Rest... rest) {
   return multiply_add(polynomial(x, rest...), x, T(first));
 }
 
-// In functions, since device code cannot refer to a host's array.
+// The coefficients are in functions, since device code cannot read an array of the host.
 template <class S>
 struct Constants;
 
@@ -29,11 +29,11 @@ struct Constants<float> {
   static constexpr float kLn2 = 0.6931471806f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // hi has 9 bits: n * hi is exact
   static constexpr float kExpLowest = -105.0f, kExpHighest = 89.0f;        // beyond them exp is 0 and infinity
-  static constexpr float kExpZero = -88.0f;                                // a power of 2 below the normal numbers
+  static constexpr float kExpZero = -88.0f;                                // here exp is below the normal numbers
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: x + kRound - kRound is x rounded
   static constexpr int kMantissa = 23, kBias = 127;
   template <class T>
-  static FASTVAE_INLINE T exp_tail(T x) {  // (e^x - 1 - x) / x^2, as far as e^x is concerned
+  static FASTVAE_INLINE T exp_tail(T x) {  // (e^x - 1 - x) / x^2, accurate enough for e^x
     return polynomial(x, 0.4999999345f, 0.1666652069f, 0.04166838739f, 0.008368709861f, 0.001381461184f);
   }
   template <class T>
@@ -108,12 +108,12 @@ FASTVAE_INLINE T exp_polynomial(T x) {
   return multiply_add(multiply_add(Constants<ScalarOf<T>>::exp_tail(x), x, one), x, one);
 }
 
-// What an integer n is shifted by to have the exponent field of a factor of 2^n in its low bits (scale_by_power).
+// n + kShift has in its low bits what scale_by_power needs for the exponent fields of the factors of 2^n.
 template <class S, bool kNegative>
 constexpr int kShift = kNegative ? Constants<S>::kBias + 63 : 2 * Constants<S>::kBias;
 
-// mantissa * 2^n, with t = n + kRound + kShift: in two factors, so that subnormal results and infinity come out right,
-// rounded once. Where n is never positive one of them is a constant. What kRound is in t's bits is shifted out.
+// mantissa * 2^n, with t = n + kRound + kShift. 2^n is two factors, so that subnormal results and infinity are right
+// and rounded once. If n is never positive, one factor is a constant. The left shift removes kRound from t's bits.
 template <bool kNegative, class T>
 FASTVAE_INLINE T scale_by_power(T mantissa, T, T t) {
   using S = ScalarOf<T>;
@@ -140,12 +140,12 @@ FASTVAE_INLINE T exponential(T x) {
   using C = Constants<ScalarOf<T>>;
   return exponential_within<false>(at_least(at_most(x, T(C::kExpHighest)), T(C::kExpLowest)));
 }
-// The same for x <= 0.
+// exp(x) for x <= 0.
 template <class T>
 FASTVAE_INLINE T exponential_of_negative(T x) {
   return exponential_within<true>(at_least(x, T(Constants<ScalarOf<T>>::kExpLowest)));
 }
-// The same where |x| is so small (87, or 700 in double) that the result is a normal number.
+// exp(x) for |x| up to 87, or 700 in double: the result is a normal number.
 template <class T>
 FASTVAE_INLINE T exponential_of_normal(T x) {
   using C = Constants<ScalarOf<T>>;
@@ -155,8 +155,8 @@ FASTVAE_INLINE T exponential_of_normal(T x) {
   return exp_polynomial(r) * bit_cast<T>((bit_cast<Int>(t) + Int(C::kBias)) << C::kMantissa);
 }
 
-// exp(x) for the logarithm x <= 0 of a weight, in the fewest operations: below the normal numbers it is 0. With one
-// number for log 2 the error grows by |x| / 12 units of rounding at most.
+// exp(x) for the logarithm x <= 0 of a weight, in the fewest operations. Results below the normal numbers are 0. One
+// constant for log 2, instead of two, adds an error of at most |x| / 12 units of rounding.
 template <class T>
 FASTVAE_INLINE T exponential_of_log_weight(T x) {
   using C = Constants<ScalarOf<T>>;
@@ -167,16 +167,15 @@ FASTVAE_INLINE T exponential_of_log_weight(T x) {
   return exp_polynomial(multiply_add(t - shift, T(-C::kLn2), x)) * bit_cast<T>(bit_cast<Int>(t) << C::kMantissa);
 }
 
-// x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) it is 0 elsewhere:
-// the other branch's derivative must not be 0 times infinity.
+// x, for a branch that select() takes only where the condition holds. For tensors (ops/elements.h) the result is 0
+// elsewhere: autograd multiplies the derivative of the other branch by 0, and it must not be infinite.
 template <class Condition, class T>
 FASTVAE_INLINE T guarded(const Condition&, T x) {
   return x;
 }
 
-// exp(x) - 1 and exp(x) - 1 - x, both to a few units of rounding everywhere. Near zero the second is x^2 times a
-// polynomial: even expm1(x) - x has lost all its digits there. The range [-1, 2] is where the difference would cost
-// more than the polynomial.
+// exp(x) - 1 and exp(x) - 1 - x, both to a few units of rounding everywhere. In [-1, 2] the second is x^2 times a
+// polynomial: expm1(x) - x loses all its digits near 0, and outside of [-1, 2] it loses less than the polynomial.
 template <class T>
 struct ExpParts {
   T expm1;
@@ -221,7 +220,7 @@ FASTVAE_INLINE T logarithm_of_split(T n, T f) {
   return multiply_add(n, T(C::kLn2), multiply_add(f * f, C::log_polynomial(f), f));
 }
 
-// `result`, the log of x where x is positive and finite, and what it is elsewhere.
+// log x, which is `result` where x is positive and finite.
 template <class T>
 FASTVAE_INLINE T logarithm_at_ends(T x, T result) {
   using C = Constants<ScalarOf<T>>;
@@ -238,7 +237,7 @@ FASTVAE_INLINE T logarithm(T x) {
   return logarithm_at_ends(x, logarithm_of_split(n, s.m - T(1)));
 }
 
-// log(1 + x): what rounding 1 + x loses comes back beside the mantissa.
+// log(1 + x). The rounding error of 1 + x is added to the mantissa.
 template <class T>
 FASTVAE_INLINE T log1p(T x) {
   using S = ScalarOf<T>;
@@ -252,7 +251,7 @@ FASTVAE_INLINE T log1p(T x) {
   return select(x == T(0), x, logarithm_at_ends(u, logarithm_of_split(s.n, f)));  // 0 keeps its sign
 }
 
-// log(1 + x) for x in [0, 1], where 1 + x is not needed.
+// log(1 + x) for x in [0, 1], without rounding 1 + x.
 template <class T>
 FASTVAE_INLINE T log1p_of_fraction(T x) {
   using S = ScalarOf<T>;
@@ -260,15 +259,14 @@ FASTVAE_INLINE T log1p_of_fraction(T x) {
   return logarithm_of_split(select(upper, T(1), T(0)), select(upper, multiply_add(x, T(S(0.5)), T(S(-0.5))), x));
 }
 
-// log of x / 2^kScale, a number in (0, 1], given that number minus 1 as well: near 1 only this has the digits. It is
-// not looked at below sqrt(1/2).
+// The log of p = x / 2^kScale in (0, 1]. Above sqrt(1/2) p has too few digits, and `minus_one` = p - 1 is used.
 template <int kScale, class T>
 FASTVAE_INLINE T logarithm_of_fraction(T x, T minus_one) {
   const auto s = split<kScale>(x);
   return logarithm_of_split(s.n, select(s.n < T(0), s.m - T(1), minus_one));
 }
 
-// log p and log(1 - p) for p in [0, 1]: less work than for any number. Below 0 (above 1) they are NaN.
+// log p and log(1 - p) for p in [0, 1], with less work than logarithm(). NaN for the log of a negative number.
 template <class T>
 FASTVAE_INLINE T logarithm_of_probability(T p) {
   using S = ScalarOf<T>;

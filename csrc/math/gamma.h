@@ -1,15 +1,15 @@
-// What log-likelihoods of counts are made of: log(1 + f) with what it leaves of f, and Stirling's formula's error. In
-// Loader's form of the binomial and its kin (Fast and accurate computation of binomial probabilities, 2000) these are
-// never negative and add up without cancelling, where differences of lgamma lose all their digits. The coefficients are
-// minimax.py's.
+// The terms of log-likelihoods of counts: log(1 + f), f - log(1 + f), and the error of Stirling's formula. Loader (Fast
+// and accurate computation of binomial probabilities, 2000) writes the binomial and similar distributions as sums of
+// terms that are never negative, so nothing cancels. Differences of lgamma lose all their digits.
+// minimax.py computes the coefficients.
 #pragma once
 
 #include "elementary.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
-// log(1 + f) and f - log(1 + f), given 1 + f and f, each with a rounding of its own: near 0 only f has the digits, away
-// from it only 1 + f.
+// log(1 + f) and f - log(1 + f), from f and `whole` = 1 + f, which are rounded separately: near 0 only f has enough
+// digits, elsewhere only 1 + f.
 template <class T>
 struct LogParts {
   T log;
@@ -34,7 +34,7 @@ FASTVAE_INLINE LogParts<T> log_parts_of(T whole, T f) {
   const T g = select(near, f, m - T(1)), square = g * g, p = C::log_polynomial(g);
   T log = multiply_add(n, T(C::kLn2), multiply_add(square, p, g));
   if constexpr (kProbability) {
-    log = select(whole > T(0), log, whole - T(C::kInfinity));  // of 0, or a NaN
+    log = select(whole > T(0), log, whole - T(C::kInfinity));  // -infinity at 0; a NaN stays
   } else {
     log = logarithm_at_ends(whole, log);
   }
@@ -44,22 +44,23 @@ template <class T>
 FASTVAE_INLINE LogParts<T> log_parts(T whole, T f) {
   return log_parts_of<false>(whole, f);
 }
-// The same where 1 + f is a probability: less work.
+// The same for a probability 1 + f, with less work.
 template <class T>
 FASTVAE_INLINE LogParts<T> log_parts_of_probability(T whole, T f) {
   return log_parts_of<true>(whole, f);
 }
 
-// What Stirling's formula leaves: delta(z) = log z! - (z + 1/2) log z + z - log(2 pi) / 2, and chi = -delta', which is
-// log z - 1 / (2 z) - digamma(z).
+// The error of Stirling's formula: delta(z) = log z! - (z + 1/2) log z + z - log(2 pi) / 2, and
+// chi(z) = -delta'(z) = log z - 1 / (2 z) - digamma(z).
 template <class T>
 struct Stirling {
   T delta;
   T chi;
 };
 
-// For z >= 1. In double the polynomial is good from 8 on; up to there it goes in steps, the differences of z and z + 1,
-// which do not cancel: (z + 1/2) log(1 + 1 / z) - 1 is s^2 / 3 + s^4 / 5 + ... with s = 1 / (2 z + 1).
+// For z >= 1. In double the polynomial holds for z >= 8. For a smaller z it is taken at z + 8, and the differences
+// delta(z + k) - delta(z + k + 1) are added. They do not cancel: with s = 1 / (2 z + 1),
+// (z + 1/2) log(1 + 1 / z) - 1 = s^2 / 3 + s^4 / 5 + ...
 template <class T>
 FASTVAE_INLINE Stirling<T> stirling(T z) {
   using S = ScalarOf<T>;
@@ -100,7 +101,7 @@ FASTVAE_INLINE Stirling<T> stirling(T z) {
   }
 }
 
-// delta(z) for z > 0, by delta(z) = delta(z + 1) + (z + 1/2) log(1 + 1 / z) - 1 below 1, and chi.
+// The same for z > 0. Below 1, delta(z) = delta(z + 1) + (z + 1/2) log(1 + 1 / z) - 1.
 template <class T>
 FASTVAE_INLINE Stirling<T> stirling_of_any(T z) {
   const T one = T(1), half = T(ScalarOf<T>(0.5));

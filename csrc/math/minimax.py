@@ -67,7 +67,7 @@ def of_root(f: Callable) -> Callable:
     return lambda y: f(mp.sqrt(y))
 
 
-# What Stirling's formula leaves of log z!, and minus its derivative.
+# The error of Stirling's formula for log z!, and minus its derivative.
 DELTA = stirling(
     lambda z: mp.loggamma(z + 1) - (z + 0.5) * mp.log(z) + z - mp.log(2 * mp.pi) / 2,
     lambda k: mp.bernoulli(2 * k) / (2 * k * (2 * k - 1)),

@@ -7,8 +7,8 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// Ten rounds on the counter c, in place. Each word lies in the low half of a 64-bit integer (or of a vector's lanes);
-// what the upper halves hold is ignored on the way in and garbage on the way out.
+// Ten rounds on the counter c, in place. Each word is in the low half of a 64-bit integer (or of each lane of a
+// vector). The upper halves are ignored on input and undefined on output.
 template <class U64>
 FASTVAE_INLINE void philox4x32_10(U64 (&c)[4], uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
@@ -45,7 +45,7 @@ class RandomWords {
     const int place = static_cast<int>(i_ % kPer);
     uint64_t word = word_[0];
     FASTVAE_UNROLL
-    for (int j = 0; j < kPer; ++j) {  // no index: on a GPU that would send the words to memory
+    for (int j = 0; j < kPer; ++j) {  // word_[place] would move the words to memory on a GPU
       if (place != j) continue;
       if constexpr (kPer == 4) {
         word = word_[j];
@@ -62,8 +62,7 @@ class RandomWords {
   uint64_t seed_, offset_, i_, word_[4];
 };
 
-// A word as a number in (0, 2^bits), halfway between its neighbours so that a word and its complement add up to 2^bits:
-// 32 bits for float, the top 53 of 64 for double.
+// A word plus 1/2, in (0, 2^bits): a word and its complement add up to 2^bits. bits is 32, for double the top 53 of 64.
 template <class T, class UInt>
 FASTVAE_INLINE T number_from_word(UInt word, float) {
   return to_real_unsigned(word) + T(0.5f);
@@ -76,8 +75,8 @@ FASTVAE_INLINE T number_from_word(UInt word, double) {
   return multiply_add(high, T(4294967296.0), low) + T(0.5);
 }
 
-// That number over 2^bits, minus 1: from the word's complement, so that it has all its digits near 0. Of the float one
-// only what is above -1/2 counts: a signed conversion is enough for it, and costs least.
+// That number over 2^bits, minus 1. It is computed from the word's complement, to have all its digits near 0. In float
+// only results above -1/2 are used, so a signed conversion, the cheapest one, is enough.
 template <class T, class UInt>
 FASTVAE_INLINE T minus_one_from_word(UInt word, float) {
   const T complement = to_real(bit_cast<typename Traits<T>::Int>(~word));
@@ -88,7 +87,7 @@ FASTVAE_INLINE T minus_one_from_word(UInt word, double) {
   return number_from_word<T>(~word, double()) * T(-1.1102230246251565e-16);  // 2^-53
 }
 
-// A signed fraction of a quarter turn, in radians: within pi / 4 of zero.
+// A signed fraction of a quarter turn, in radians: from -pi / 4 to pi / 4.
 template <class T>
 FASTVAE_INLINE T angle_from_fraction(typename Traits<T>::Int fraction, float) {
   return to_real(fraction) * T(3.6572951981678995e-10f);  // 2 pi / 2^34
@@ -99,8 +98,7 @@ FASTVAE_INLINE T angle_from_fraction(typename Traits<T>::Int fraction, double) {
 }
 
 // Two standard normals: radius sqrt(-2 ln u) from one word, angle from another. u lies in (0, 1] and uses all bits of
-// its word, near 1 as well as near 0; the angle's quadrant is taken off in integers, exactly, before sine and cosine
-// see the rest.
+// its word, near 1 as well as near 0. The angle's quadrant is split off in integers, exactly, before sine and cosine.
 template <class T, class UInt>
 FASTVAE_INLINE void box_muller(UInt radius_word, UInt angle_word, T& first, T& second) {
   using S = ScalarOf<T>;
@@ -109,7 +107,7 @@ FASTVAE_INLINE void box_muller(UInt radius_word, UInt angle_word, T& first, T& s
   const T log_u =
       logarithm_of_fraction<kDigits>(number_from_word<T>(radius_word, S()), minus_one_from_word<T>(radius_word, S()));
   const T radius = square_root(log_u * T(S(-2)));
-  // The word is quadrant / 4 of a turn, rounded, and a signed rest: its bits below the quadrant's two.
+  // The word is a number of quarter turns, rounded to the nearest, plus a signed rest: the bits below the top two.
   T sine, cosine;
   sine_cosine(angle_from_fraction<T>(bit_cast<Int>(angle_word << 2), S()), sine, cosine);
   const UInt rounded = angle_word + (UInt(1) << (kBits - 3));  // the quadrant in the top two bits

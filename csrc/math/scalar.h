@@ -1,5 +1,5 @@
-// The primitives that the formulas are written in, for one number. csrc/cpu/vec.h has the same names for a vector of
-// them, so that every formula is written once, as a template over T.
+// The basic operations of the formulas, for one number. csrc/cpu/vec.h has the same names for a vector, so that every
+// formula is written once, as a template over T.
 #pragma once
 
 #include <cmath>
@@ -38,22 +38,21 @@ FASTVAE_INLINE To bit_cast(const From& from) {
 FASTVAE_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FASTVAE_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
-// Whether a condition holds in any lane of a vector: a branch that no lane takes need not be computed. (x tells what it
-// was made of.)
+// Whether a condition holds in any lane of a vector. If not, a branch need not be computed. The second argument is what
+// the condition was made from: its type selects the overload.
 FASTVAE_INLINE bool any_of(bool condition, float) { return condition; }
 FASTVAE_INLINE bool any_of(bool condition, double) { return condition; }
 
 FASTVAE_INLINE float absolute(float x) { return fabsf(x); }
 FASTVAE_INLINE double absolute(double x) { return fabs(x); }
 
-// a b + c, rounded once, on every device and instruction set. The compiler never makes one of a product and a sum
-// (-ffp-contract=off): a formula has the same roundings wherever it is compiled, since it names them.
+// a b + c, rounded once, on every device and instruction set. The compiler never fuses a product and a sum by itself
+// (-ffp-contract=off), so a formula has the same roundings wherever it is compiled.
 FASTVAE_INLINE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 FASTVAE_INLINE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// Rounded to the nearest, for x >= 2^-100. On a CUDA device the float one is what the compiler makes of sqrt.rn for
-// such numbers on every architecture, without its branch for the others: as fast as the approximation, and with the
-// CPU's bits.
+// Rounded to the nearest, for x >= 2^-100. On a CUDA device the float version is the compiler's code for sqrt.rn
+// without its branch for smaller numbers: it is as fast as the approximation and gives the CPU's bits.
 FASTVAE_INLINE float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   float reciprocal;
@@ -66,8 +65,8 @@ FASTVAE_INLINE float square_root(float x) {
 }
 FASTVAE_INLINE double square_root(double x) { return sqrt(x); }
 
-// On a CUDA device the float one is its approximation, within two units of rounding, for b that is neither very small
-// nor very large: the exact one takes ten times as long.
+// On a CUDA device the float version is an approximation, within two units of rounding if b is neither very small nor
+// very large. The exact quotient takes ten times as long.
 FASTVAE_INLINE float quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fdividef(a, b);
@@ -82,7 +81,7 @@ FASTVAE_INLINE double quotient(double a, double b) { return a / b; }
 FASTVAE_INLINE float to_real(int32_t i) { return static_cast<float>(i); }
 FASTVAE_INLINE double to_real(int64_t i) { return static_cast<double>(i); }
 
-// The smaller (larger) of x and a bound; a NaN stays.
+// The smaller (larger) of x and a bound; NaN if x is NaN.
 template <class T>
 FASTVAE_INLINE T at_most(T x, T bound) {
   return select(x > bound, bound, x);
@@ -97,7 +96,7 @@ FASTVAE_INLINE float to_real_unsigned(uint32_t word) { return static_cast<float>
 
 // The low 32 bits of a times m, in full.
 FASTVAE_INLINE uint64_t multiply_low32(uint64_t a, uint32_t m) {
-#if defined(__CUDA_ARCH__)  // the compiler would add the product's upper words once more, as zeros
+#if defined(__CUDA_ARCH__)  // from C++ the compiler makes an addition of zero upper words as well
   uint64_t product;
   asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(m));
   return product;

@@ -4,19 +4,18 @@
 //     static constexpr const char* kName;
 //     static constexpr int kInputs;  // tensors that may want a gradient
 //     static constexpr int kSaved;   // tensors that the backward pass needs
-//     // The gradients of the inputs that want one (the others undefined), given those of the outputs (some of which
-//     // may be undefined): by the fused kernels, and in aten ops for second derivatives.
+//     // The gradients of the inputs that want one (the others undefined), from the outputs' gradients g (some may be
+//     // undefined). `backward` runs the fused kernels, differentiable_backward aten ops, for second derivatives.
 //     variable_list backward(const variable_list& g, const std::array<Tensor, kSaved>&, const Wants<kInputs>&) const;
 //     variable_list differentiable_backward(... the same ...) const;
-//     auto options() const;  // std::tie of what else decides the backward pass
-//     Tensor factor(const Tensor& g, const Tensor& input) const;  // only if gradients are kept of results that are no
-//                                                                 // scalars: g, broadcastable to the inputs
-//     void lift_numbers(std::array<SavedVariable, kSaved>&);  // only if it has numbers that change between calls:
-//     makes
-//                                                             // them saved tensors, for a compiled backward pass
+//     auto options() const;  // a tuple of everything else that the backward pass depends on
+//     // Only if gradients of results that are no scalars are kept: g in a shape that broadcasts to the inputs.
+//     Tensor factor(const Tensor& g, const Tensor& input) const;
+//     // Only if numbers change between calls: makes them saved tensors, for a compiled backward pass.
+//     void lift_numbers(std::array<SavedVariable, kSaved>&);
 //   };
 //
-// It is a hand-written node, not torch::autograd::Function, since torch.func refuses that one.
+// The node is written by hand, since torch.func refuses torch::autograd::Function.
 #pragma once
 
 #include <ATen/SavedTensorHooks.h>
@@ -49,8 +48,7 @@ using torch::autograd::variable_list;
 inline const std::vector<at::Tag> kPure{at::Tag::pt2_compliant_tag};
 inline const std::vector<at::Tag> kRandom{at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
 
-// One function for all devices: its shapes for Meta tensors cannot drift from the real ones. (Where there are no CUDA
-// kernels, check_tensor says so.)
+// One function for all devices, so that Meta tensors get the shapes of real ones. (Without CUDA, check_tensor raises.)
 template <class Function>
 void implement(torch::Library& m, const char* name, Function* function) {
   for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
@@ -58,7 +56,7 @@ void implement(torch::Library& m, const char* name, Function* function) {
   }
 }
 
-// On devices that have no kernels the op is a function of aten ops, which differentiates by itself. check_tensor warns.
+// On devices without kernels the op is a function of aten ops, which autograd differentiates. check_tensor warns.
 template <class Function>
 void implement_elsewhere(torch::Library& m, const char* name, Function* function) {
   using c10::DispatchKey;
@@ -69,7 +67,7 @@ void implement_elsewhere(torch::Library& m, const char* name, Function* function
   }
 }
 
-// An op that the autograd kernels call: differentiating through it by itself is an error, not silence.
+// An op that only the autograd kernels call. Differentiating through the op itself raises an error.
 template <class Function>
 void implement_inner(torch::Library& m, const char* name, Function* function) {
   implement(m, name, function);
@@ -81,10 +79,10 @@ auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
 }
 
-// Whether a call is being traced or wrapped (torch.compile, torch.func, a tensor subclass) rather than run.
+// Whether a call is traced or wrapped (torch.compile, torch.func, a tensor subclass) and not run.
 inline bool is_traced(const Tensor& t) { return at::isTensorSubclassLike(t); }
 
-// Whether a transform of torch.func (or a batched backward) has to see the ops that run: they must then be aten's.
+// Whether a transform of torch.func (or a batched backward) must see the ops that run. Then only aten ops may run.
 inline bool is_batched(const Tensor& t) {
   return t.defined() &&
          t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
@@ -94,8 +92,7 @@ inline bool is_transformed(const Tensor& t) {
   return t.defined() && (t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || has_tangent(t));
 }
 
-// A number for a random op's `draw` argument: AOTAutograd merges equal calls, random ones too, so each traced one must
-// differ.
+// For a random op's `draw` argument: AOTAutograd merges equal calls, even random ones, so each traced call must differ.
 inline int64_t next_draw(const Tensor& t) {
   static std::atomic<int64_t> draws{0};
   return is_traced(t) ? ++draws : 0;
@@ -103,13 +100,12 @@ inline int64_t next_draw(const Tensor& t) {
 
 // ---- The node.
 
-// Multiplies gradients that were made for an upstream gradient of 1 by the real one, which broadcasts to them
-// (noise.cpp).
+// Multiplies gradients, made for an upstream gradient of 1, by the real one, which broadcasts to them (noise.cpp).
 void scale_gradients(variable_list& gradients, const Tensor& g);
 
-// Whether gradients may be made in the forward pass and kept for the backward pass. float16 ones would underflow before
-// the loss scale reaches them; with hooks on saved tensors (checkpointing, offloading) nothing may be kept beside the
-// inputs; torch.func differentiates the backward pass always, and so would never use them.
+// Whether gradients may be made in the forward pass and kept for the backward pass. float16 gradients would underflow
+// before the loss scale reaches them. With hooks on saved tensors (checkpointing, offloading), only the inputs may be
+// kept. torch.func always differentiates the backward pass, so it would never use kept gradients.
 inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
   for (const Tensor& t : of) {
     if (t.defined() && t.requires_grad() && t.scalar_type() == at::kHalf) return false;
@@ -118,7 +114,7 @@ inline bool may_keep_gradients(at::ArrayRef<Tensor> of) {
   return !at::SavedTensorDefaultHooks::get_hooks().has_value();
 }
 
-// (See lift_numbers.)
+// For lift_numbers: saves `numbers` as a tensor.
 inline void lift(torch::autograd::SavedVariable& saved, at::ArrayRef<double> numbers) {
   if (saved.unpack().defined()) return;
   saved = torch::autograd::SavedVariable(at::tensor(numbers, at::kDouble), /*is_output=*/false);
@@ -139,8 +135,8 @@ class FusedBackward final : public torch::autograd::Node {
  public:
   Op op;
   std::array<torch::autograd::SavedVariable, Op::kSaved> saved;
-  // Gradients made in the forward pass for the case that the first output's upstream gradient is 1 and the others have
-  // none; empty, or one for each input (undefined where none is wanted).
+  // Gradients made in the forward pass, for an upstream gradient of 1 of the first output and none of the others.
+  // Empty, or one for each input (undefined where none is wanted).
   variable_list kept;
 
   std::string name() const override { return Op::kName; }
@@ -151,8 +147,8 @@ class FusedBackward final : public torch::autograd::Node {
     kept.clear();
   }
 
-  // Compiled autograd: what its graph depends on, and the backward pass run on stand-ins for the saved tensors, which
-  // its tracer records. It recomputes: a graph is used again where nothing was kept.
+  // For compiled autograd. compiled_args collects what its graph depends on. apply_with_saved runs the backward pass on
+  // stand-ins for the saved tensors, for a tracer. It uses no kept gradients: the graph also serves calls without them.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     if constexpr (HasNumbers<Op>::value) {
       auto& self = const_cast<FusedBackward&>(*this);
@@ -185,8 +181,7 @@ class FusedBackward final : public torch::autograd::Node {
     const auto needs_aten = [](const Tensor& t) { return is_batched(t) || has_tangent(t); };
     const bool differentiable = at::GradMode::is_enabled() || std::any_of(g.begin(), g.end(), needs_aten);
     if (!kept.empty() && !differentiable && g[0].defined() && std::none_of(g.begin() + 1, g.end(), is_defined)) {
-      // The first such backward takes the gradients with it, so that a later one cannot scale them again: that
-      // recomputes.
+      // The first backward pass takes the kept gradients, so that no other scales them again. Later ones recompute.
       variable_list taken = std::move(kept);
       kept.clear();
       for (int i = 0; i < Op::kInputs; ++i) {
@@ -273,8 +268,8 @@ inline void set_tangent(const Tensor& result, const Tensor& tangent) {
   if (tangent.defined()) result._set_fw_grad(tangent.to(result.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
 }
 
-// The schema of an op that returns gradients has no place for absent ones: it returns those that are wanted. Here they
-// come back into one place for each input.
+// The schema of an op cannot return absent gradients, so an op returns only those that are wanted. placed() makes a
+// list of them with one place for each input.
 inline std::vector<Tensor> defined_only(at::ArrayRef<Tensor> tensors) {
   std::vector<Tensor> list;
   for (const Tensor& t : tensors) {

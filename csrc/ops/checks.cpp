@@ -26,7 +26,7 @@ const char* how_to_convert(std::string_view name, at::ScalarType t) {
   return "convert it with .float()";
 }
 
-// What to do about a tensor that would have to be broadcast; nothing if it cannot be.
+// Advice for a tensor that would have to be broadcast; empty if it cannot be broadcast.
 std::string how_to_expand(const char* name, const Tensor& t, const char* to_name, const Tensor& to) {
   if (!at::is_expandable_to(t.sym_sizes(), to.sym_sizes())) return "";
   return c10::str("; give a shared ", name, " as ", name, ".expand_as(", to_name,
@@ -101,7 +101,7 @@ void check_prior(const char* op, const Tensor& mu, const OptionalTensor& mu_p, c
                     has_mu_p ? "mu_p" : "logvar_p", " was given; give both, or neither for N(0, 1)");
   if (!has_mu_p) return;
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>("mu_p", *mu_p), {"logvar_p", *logvar_p}}) {
-    // A shape first: a learned prior is often a vector, or a number.
+    // The shape is checked first: a learned prior is often a vector, or a number.
     TORCH_CHECK_VALUE(t.sym_sizes() == mu.sym_sizes(), op, ": ", name, " must have mu's shape ", mu.sym_sizes(),
                       ", but got ", t.sym_sizes(), how_to_expand(name, t, "mu", mu));
     check_tensor(op, name, t);

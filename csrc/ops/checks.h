@@ -1,5 +1,5 @@
-// The arguments of the ops, checked once, at the boundary. `op` is the function that the user called; each check raises
-// a ValueError, TypeError or RuntimeError that names it.
+// Checks of the ops' arguments. They run once, where a call enters the library. `op` is the function that the user
+// called. Each check raises a ValueError, TypeError or RuntimeError that names `op`.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -16,24 +16,24 @@ using OptionalTensor = std::optional<Tensor>;
 inline Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : Tensor(); }
 inline OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
-// What to do about a build without CUDA.
+// Advice for a build without CUDA.
 inline constexpr const char* kHowToGetCuda =
     "move the tensors to the CPU, or rebuild fastvae beside a CUDA build of torch and its nvcc (`fastvae info` says "
     "why "
     "CUDA was left out)";
-// As Python spells it.
+// The dtype's name in Python.
 std::string dtype_name(const Tensor& t);
 bool is_supported(at::ScalarType);
 bool is_supported_integer(at::ScalarType);
 void check_dtype(const char* op, const char* name, const Tensor& t);
 // A strided floating-point tensor (or an integer one, if that is allowed), on a device that this build serves.
 void check_tensor(const char* op, const char* name, const Tensor& t, bool may_be_integer = false);
-// Not 0-dim: for the first tensor, whose shape the others have.
+// t is not 0-dim. For the first tensor, whose shape the others have.
 void check_batch(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
 void check_broadcasts(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
 void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other);
-// The 16-bit dtypes and float32 may meet; float64 meets only itself.
+// The 16-bit dtypes and float32 may be mixed; float64 goes only with float64.
 void check_same_arithmetic(const char* op, const char* name, const Tensor& t, const char* other_name,
                            const Tensor& other);
 void check_posterior(const char* op, const Tensor& mu, const Tensor& logvar);

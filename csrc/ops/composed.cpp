@@ -11,7 +11,6 @@
 namespace fastvae {
 namespace {
 
-// The value and the derivatives of each element.
 struct Composed {
   Tensor value;
   Inputs d;
@@ -40,7 +39,7 @@ Composed compose_as(const Loss& loss, const Inputs& in, const Tensor& weight, co
   const Tensor absent = weight.defined() ? weight == 0 : Tensor();
   for (int i = 0; i < n; ++i) {
     x[i] = T(widened(in[i], dtype));
-    // A number from every formula's domain, so that no derivative is 0 times NaN.
+    // 0.5 is in the domain of every formula, so no derivative is 0 times NaN.
     if (absent.defined()) x[i] = select(absent, T(S(0.5)), x[i]);
   }
   if (weight.defined()) w = T(widened(weight, dtype));
@@ -72,7 +71,7 @@ Composed compose(const Loss& loss, const Inputs& in, const Tensor& weight, const
 // The primal value of an input, widened so that no derivative is rounded to 16 bits.
 Tensor wide_primal(const Tensor& t) { return t.defined() ? widened(t._fw_primal(/*level=*/0)) : t; }
 
-// The sum of derivative times tangent over the inputs that have one; undefined if none has.
+// The sum of derivative times tangent over the inputs with a tangent; undefined if there are none.
 template <class List, size_t N>
 Tensor sum_of_products(const List& derivatives, const std::array<Tensor, N>& tangents) {
   Tensor sum;
@@ -88,8 +87,8 @@ Tensor sum_of_products(const List& derivatives, const std::array<Tensor, N>& tan
 
 namespace {
 
-// Its gradients are the formula's, not those of the value's ops: these lose their digits near the prior, and take
-// either side's at a kink.
+// Gives a composed loss the gradients of the formula. Autograd's own gradients of the value's ops would lose their
+// digits near the prior, and would be those of either side at a kink.
 struct ComposedLoss {
   static constexpr const char* kName = "FastvaeComposedLossBackward";
   static constexpr int kInputs = kMaxInputs, kSaved = kMaxInputs + 2;  // and weight, numbers
@@ -111,7 +110,7 @@ struct ComposedLoss {
 
 Tensor composed_loss(const Loss& loss, const Inputs& in, const Tensor& weight, const Tensor& numbers) {
   const auto value = [&] { return reduced(compose(loss, in, weight, numbers).value, loss.reduction, weight); };
-  if (std::any_of(in.begin(), in.end(), is_batched)) return value();  // vmap sees what runs
+  if (std::any_of(in.begin(), in.end(), is_batched)) return value();  // vmap must see the aten ops
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -149,7 +148,7 @@ Tensor composed_tangent(const Loss& loss, const Inputs& in, const Tensor& weight
 
 namespace {
 
-// sigma, and its derivative by the argument that stands for it.
+// sigma, and its derivative by `given`.
 template <class S>
 std::pair<Tensor, Tensor> sigma_as(const Loss& loss, const Tensor& given) {
   using T = Elements<S>;

@@ -17,7 +17,7 @@ namespace fastvae {
 namespace {
 
 #if defined(FASTVAE_CUDA)
-// Calls launch(a launch's surroundings) on the tensor's device and the current stream, with memory for `partials` sums.
+// Calls launch(cuda::Launch) on the tensor's device and the current stream, with memory for `partials` sums.
 template <class F>
 void on_cuda(const Tensor& on, int64_t partials, F launch) {
   const c10::cuda::CUDAGuard guard(on.device());
@@ -33,7 +33,7 @@ void on_cuda(const Tensor& on, int64_t partials, F launch) {
     return;                                                                        \
   }
 #else
-#define FASTVAE_ON_CUDA(on, partials, call)  // check_tensor has refused such tensors
+#define FASTVAE_ON_CUDA(on, partials, call)  // check_tensor has refused CUDA tensors
 #endif
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Runs a kernel on the device that its tensors are on; on Meta, where there is nothing to run, not at all.
+// Runs a kernel on the device of its tensors. For Meta tensors nothing runs.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -20,15 +20,15 @@ void run_scale(const Tensor& on, const ScaleArgs&);
 void run_logistic_mixture(const Tensor& on, const MixtureArgs&);
 void run_pairwise(const Tensor& on, const PairwiseArgs&, bool backward);
 
-// New noise on like's device and the int64 tensor (seed, offset) that remembers it. On the CPU: one 64-bit draw from
-// the generator (or torch's default one) as the seed, offset 0. On CUDA: the generator's seed, and its offset, which
-// moves on; a kernel that makes the noise fills the tensor in.
+// New noise on like's device, and its state: the int64 tensor (seed, offset). On the CPU the seed is one 64-bit draw
+// from the generator (or torch's default generator), and the offset is 0. On CUDA both are the generator's, which then
+// advances its offset; the kernel that draws the noise writes the state.
 struct Draw {
   Tensor state;
   Noise noise;
 };
 Draw draw(const Tensor& like, const std::optional<at::Generator>& generator);
-// The noise that a state remembers.
+// The noise of a state.
 Noise remembered(const Tensor& state);
 
 }  // namespace fastvae

@@ -16,10 +16,10 @@ namespace {
 Noise cuda_noise(const Tensor& like, const std::optional<at::Generator>& generator, const Tensor& state) {
   auto* cuda = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
-  // The least step there is; our noise takes one offset for a whole draw.
+  // The smallest step that CUDA's generator allows; our noise needs one offset for a whole draw.
   constexpr uint64_t kStep = 4;
-  // Torch's own kernels take the same seed as key, and the number of a thread where we take the offset. The top bit
-  // keeps the counters apart: without it a draw would repeat the random words of torch.randn's thread number `offset`.
+  // Torch's own kernels use the same seed as the key, and a thread's number in the place of our offset. The top bit
+  // separates the counters: without it a draw would repeat the random words of torch.randn's thread number `offset`.
   constexpr uint64_t kOurs = uint64_t(1) << 63;
   at::PhiloxCudaState philox;
   {

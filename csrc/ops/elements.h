@@ -1,5 +1,5 @@
-// Tensors as the numbers that formulas are written in. A formula is then a chain of aten ops, one for each of its
-// operations: slow by itself, fused by a compiler, and differentiable.
+// Tensors as the type T of formulas. A formula is then a chain of aten ops, one for each of its operations. The chain
+// is slow unless a compiler fuses it, and differentiable.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -31,7 +31,7 @@ struct Traits<Elements<S>> {
   using Scalar = S;
 };
 
-// op of two, one of which may be a constant.
+// op(a, b), where one of a and b may be a constant.
 template <class S, class Op>
 auto combine(const Elements<S>& a, const Elements<S>& b, Op op) {
   if (!a.tensor.defined()) return op(at::Scalar(a.constant), b.tensor);
@@ -77,7 +77,7 @@ Elements<S> select(const at::Tensor& condition, const Elements<S>& yes, const El
   return Elements<S>(at::where(condition, full(yes), full(no)));
 }
 template <class S>
-bool any_of(const at::Tensor&, const Elements<S>&) {  // that is known on the device alone
+bool any_of(const at::Tensor&, const Elements<S>&) {  // only the device knows the condition
   return true;
 }
 template <class S>

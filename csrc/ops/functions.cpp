@@ -1,4 +1,4 @@
-// The functions of csrc/math by themselves, for the tests.
+// An op for the tests: single functions of csrc/math.
 #include "../cpu/functions.h"
 
 #include <ATen/ops/empty_like.h>

@@ -1,5 +1,5 @@
-// The discretized mixture of logistics: one value for each pixel. It is bound by computing, so its gradients are made
-// in the forward pass for every reduction, and scaled in the backward pass.
+// The discretized mixture of logistics: one value for each pixel. Its arithmetic is expensive, so for every reduction
+// its gradients are made in the forward pass and scaled in the backward pass.
 #include "../formulas/logistic_mixture.h"
 
 #include <ATen/ops/cat.h>
@@ -16,7 +16,7 @@
 
 namespace fastvae {
 
-// In aten ops the tanh has no lower digits.
+// In aten ops the low part of the tanh is 0.
 template <class S>
 Coefficient<Elements<S>> coefficient(const Elements<S>& x) {
   const Tensor tanh = at::tanh(x.tensor);
@@ -25,10 +25,10 @@ Coefficient<Elements<S>> coefficient(const Elements<S>& x) {
 
 namespace {
 
-// What decides the loss beside its tensors.
+// The options of the loss.
 struct Form {
   int64_t components, dim, reduction;  // dim: of the channels
-  std::vector<double> numbers;         // Mixture's, in its order
+  std::vector<double> numbers;         // those of Mixture, in its order
 
   Reduction reduce() const { return static_cast<Reduction>(reduction); }
   Mixture mixture(int64_t channels) const {
@@ -41,7 +41,7 @@ struct Form {
             numbers[4],
             numbers[5]};
   }
-  // "mean" is over the elements of x, of which a pixel has as many as channels.
+  // "mean" is over the elements of x. A pixel has one element for each channel.
   double each(int64_t channels) const { return reduce() == Reduction::mean ? static_cast<double>(channels) : 1; }
 };
 
@@ -99,7 +99,7 @@ void check(const char* op, const Form& form, const Tensor& recon_x, const Tensor
 
 // ---- On the devices, and Meta.
 
-// The pass without what it is to make.
+// The arguments of a pass, without its results.
 MixtureArgs args_of(const Form& form, const Tensor& recon_x, const Tensor& pixels) {
   MixtureArgs args;
   args.numel = pixels.numel();
@@ -125,7 +125,7 @@ Results run(const Form& form, const Tensor& recon_x, const Tensor& x, const Tens
   if (wants[0]) results.d[0] = at::empty_like(recon_x);
   if (wants[1]) results.d[1] = at::empty_like(x);
   if (recon_x.is_meta()) return results;
-  if (pixels.numel() == 0) {  // there is nothing to write a gradient to
+  if (pixels.numel() == 0) {  // gradients have no elements
     if (want_value) results.value.fill_(0 / divisor_value(r, pixels));
     return results;
   }
@@ -176,7 +176,7 @@ std::vector<Tensor> gradients(const Tensor& g, const Tensor& recon_x, const Tens
 
 // ---- In aten ops: the same formula, for second derivatives, forward mode and devices without kernels.
 
-// Of each pixel, and of each parameter and element of x.
+// The value of each pixel, and the derivatives by the parameters and by x.
 struct Composed {
   Tensor value;
   std::array<Tensor, 2> d;
@@ -189,7 +189,7 @@ Composed compose_as(const Form& form, const Tensor& recon_x, const Tensor& data,
   const int64_t C = channels_of(form, recon_x), K = form.components;
   const Mixture m = form.mixture(C);
   Tensor p = widened(recon_x, dtype).movedim(form.dim, 0), x = widened(data, dtype).movedim(form.dim, 0);
-  if (weight.defined()) {  // numbers that make no NaN, so that no derivative is 0 times NaN
+  if (weight.defined()) {  // 0.5 makes no NaN, so no derivative is 0 times NaN
     const Tensor absent = weight == 0;
     p = at::where(absent, at::scalar_tensor(0.5, p.options()), p);
     x = at::where(absent, at::scalar_tensor(0.5, x.options()), x);

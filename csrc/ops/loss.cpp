@@ -1,6 +1,6 @@
-// elementwise_loss, one formula's loss, and vae_loss = loss + beta * kl, two of them under one autograd node. With
-// scalar reductions the forward pass of training reads the inputs once and writes their gradients; when that result is
-// what backward() starts from, nothing is left to compute there. All else recomputes from the saved inputs.
+// elementwise_loss is the loss of one formula; vae_loss = recon + beta * kl is two losses under one autograd node. With
+// scalar reductions the forward pass of training reads the inputs once and also writes their gradients. If backward()
+// starts from that loss, it has nothing left to compute. Other backward passes recompute from the saved inputs.
 #include "loss.h"
 
 #include <ATen/ops/empty_like.h>
@@ -97,7 +97,7 @@ struct Objective {
     if (is_pair()) return "fastvae.vae_loss";
     return described(main.loss.formula).op;
   }
-  // A formula with five inputs has no KL beside it: its fifth has the place of mu.
+  // A formula with five inputs never comes with a KL: its fifth input takes the place of mu.
   std::array<Tensor, 6> inputs() const {
     return {main.in[0], main.in[1], main.in[2], main.in[3], is_pair() ? kl.in[0] : main.in[4], kl.in[1]};
   }
@@ -107,8 +107,8 @@ struct Objective {
   }
 };
 
-// The arguments that the ops share, the rare ones last. `numbers` are a list, or a tensor where a compiler must not
-// make constants of them.
+// The arguments that the ops share, the rarely used ones last. `numbers` is a list. For a compiler it is a tensor, so
+// that the compiler does not make constants of it.
 #define FASTVAE_SCHEMA(numbers)                                                                                        \
   "Tensor a, Tensor b, Tensor? mu, Tensor? logvar, int loss, int kl, float beta=1.0, Tensor? c=None, Tensor? d=None, " \
   "Tensor? weight=None, " numbers " numbers=None, " numbers " kl_numbers=None, Tensor? beta_tensor=None"
@@ -171,7 +171,7 @@ std::vector<Tensor> listed(const Pass& main, const Pass& kl) {
   return defined_only({main.d[0], main.d[1], main.d[2], main.d[3], main.d[4], kl.d[0], kl.d[1]});
 }
 
-// The value, or (loss, recon, kl); and gradients of the first.
+// The value, or (loss, recon, kl); and the gradients of the value or of loss.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(std::array<bool, 6> wants,
                                                                     FASTVAE_PARAMETERS(Numbers)) {
   Objective o = objective_of(FASTVAE_ARGUMENTS);
@@ -193,7 +193,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> with_gradients(std::array<b
   return {{sum, main.value, of_kl.value}, listed(main, of_kl)};
 }
 
-// From the gradients of the terms; that of kl is multiplied by beta.
+// The inputs' gradients from those of the two terms, g and g_kl. g_kl is still to be multiplied by beta.
 std::vector<Tensor> gradients(std::array<bool, 6> wants, const OptionalTensor& g, const OptionalTensor& g_kl,
                               FASTVAE_PARAMETERS(Numbers)) {
   Objective o = objective_of(FASTVAE_ARGUMENTS);
@@ -221,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> vae_loss(FASTVAE_PARAMETERS(Numbers)) {
 
 // ---- In aten ops: for compilers and ONNX, and on devices without kernels.
 
-// For a compiler, the two terms. Their weighted sum is the caller's, in Python, where a compiler sees what beta is.
+// For a compiler: the two terms. The caller adds them in Python, where a compiler sees what beta is.
 std::tuple<Tensor, Tensor> vae_loss_composed(FASTVAE_PARAMETERS(const OptionalTensor&)) {
   const Objective o = objective_of(a, b, mu, logvar, loss, kl, beta, c, d, weight, {}, {}, beta_tensor);
   check(o, or_undefined(numbers));
@@ -233,7 +233,7 @@ Tensor elementwise_loss_composed(FASTVAE_PARAMETERS_OF_ONE(const OptionalTensor&
   return std::get<0>(vae_loss_composed(FASTVAE_WITHOUT_KL));
 }
 
-// Not in float64, which MPS does not have.
+// beta is converted to the KL's dtype, since MPS has no float64.
 std::tuple<Tensor, Tensor, Tensor> vae_loss_elsewhere(FASTVAE_PARAMETERS(Numbers)) {
   const Objective o = objective_of(FASTVAE_ARGUMENTS);
   check(o);
@@ -254,7 +254,7 @@ Tensor sum(const Tensor& a, const Tensor& b) { return a.defined() && b.defined()
 
 struct LossNode {
   static constexpr const char* kName = "FastvaeLossBackward";
-  // The inputs of both terms; and weight, beta, if a tensor, and the lifted numbers.
+  // Saved: the inputs of both terms, the weight, beta if it is a tensor, and the lifted numbers.
   static constexpr int kInputs = 6, kSaved = kInputs + 4, kWeight = 6, kBeta = 7, kNumbers = 8, kKlNumbers = 9;
   using Saved = std::array<Tensor, kSaved>;
   Loss main, kl;
@@ -274,7 +274,7 @@ struct LossNode {
   variable_list backward(const variable_list& g, const Saved& saved, const Wants<kInputs>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_loss_gradients");
     if (saved[kNumbers].defined() || saved[kKlNumbers].defined()) return differentiable_backward(g, saved, wants);
-    // Alone, the gradient of loss meets the same roundings in the kernel as in the forward pass: beta goes there.
+    // If only loss has a gradient, the kernel multiplies by beta, for the same roundings as in the forward pass.
     const bool in_kernel = g.size() == 1 || (g[0].defined() && !g[2].defined() && !lifted);
     const auto [g_main, g_kl] = in_kernel && g.size() > 1 ? std::pair(sum(g[0], g[1]), g[0]) : upstream(g, saved);
     Wants<kInputs> made = wants;
@@ -304,7 +304,7 @@ struct LossNode {
   Inputs inputs_of(const Saved& saved) const {
     return {saved[0], saved[1], saved[2], saved[3], kl.formula < 0 ? saved[4] : Tensor()};
   }
-  // The gradients that reach the two terms, from that of the value or those of (loss, recon, kl).
+  // The gradients of the two terms, from the gradient of the value or from those of (loss, recon, kl).
   std::pair<Tensor, Tensor> upstream(const variable_list& g, const Saved& saved) const {
     if (g.size() == 1) return {g[0], Tensor()};
     Tensor weighted = g[0];
@@ -313,7 +313,7 @@ struct LossNode {
   }
 };
 
-// `value` runs the op below autograd where no gradients are made with it.
+// `value` runs the op below autograd. It is called if the forward pass makes no gradients.
 template <class Value>
 std::vector<Tensor> with_history(FASTVAE_PARAMETERS(Numbers), Value value) {
   static const auto with_gradients_op = find_op<decltype(with_gradients)>("fastvae::_loss_with_gradients");

@@ -1,4 +1,4 @@
-// The noise by itself, the state that makes it, and the scaling of kept gradients.
+// Noise as tensors, and the scaling of kept gradients.
 #include "noise.h"
 
 #include <ATen/ops/empty.h>
@@ -45,7 +45,7 @@ Tensor philox_normal(c10::SymIntArrayRef size, int64_t seed, int64_t offset, int
   return out;
 }
 
-// The ten rounds alone, for the known-answer vectors.
+// Philox's ten rounds alone, for tests with known answers.
 Tensor philox_words(at::IntArrayRef counter, at::IntArrayRef key) {
   TORCH_CHECK_VALUE(counter.size() == 4 && key.size() == 2,
                     "fastvae.philox_words: needs 4 counter words and 2 key words, but got ", counter.size(), " and ",
@@ -58,14 +58,14 @@ Tensor philox_words(at::IntArrayRef counter, at::IntArrayRef key) {
   return words;
 }
 
-// The noise that a state remembers, for a tensor of like's shape.
+// The noise of a state, for a tensor of like's shape.
 Tensor noise(const Tensor& like, const Tensor& state) {
   Tensor out = empty_noise(like);
   fill(out, remembered(state));
   return out;
 }
 
-// The same from a new state: what return_eps keeps.
+// New noise for a tensor of like's shape, for return_eps and for transforms (noise_for_transform).
 Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
   constexpr const char* kOp = "fastvae.reparameterize";
   check_tensor(kOp, "mu", like);
@@ -76,7 +76,7 @@ Tensor normal_like(const Tensor& like, std::optional<at::Generator> generator, i
   return out;
 }
 
-// torch's own noise, where ours cannot be made.
+// Torch's own noise, on devices without kernels.
 Tensor normal_like_elsewhere(const Tensor& like, std::optional<at::Generator> generator, int64_t /*draw*/) {
   check_tensor("fastvae.reparameterize", "mu", like);
   return torch_noise(like, generator);
@@ -108,7 +108,7 @@ Tensor noise_for_transform(const Tensor& like, const std::optional<at::Generator
 
 void scale_gradients(variable_list& gradients, const Tensor& g) {
   if (is_traced(g) || g.is_neg() || g._is_zerotensor()) {
-    // Out of place, for a tracer to see (or since g has no data as it is); in the arithmetic of the kernel.
+    // Out of place, so that a tracer sees it, or since g's data are not stored as they are. In the kernel's arithmetic.
     for (Tensor& t : gradients) {
       if (t.defined()) t = (widened(t) * g.to(result_type(t))).to(t.scalar_type());
     }

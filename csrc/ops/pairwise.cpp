@@ -1,5 +1,5 @@
 // Sums over the pairs of samples and Gaussian components (csrc/pairwise): mixture_log_prob, aggregate_posterior and
-// kl_decomposition are one op. Its backward pass recomputes from the inputs and the sums that the forward pass leaves.
+// kl_decomposition are one op. Its backward pass recomputes from the inputs and from the sums of the forward pass.
 #include "../pairwise/pairwise.h"
 
 #include <ATen/ops/arange.h>
@@ -20,7 +20,7 @@ namespace {
 
 constexpr double kLog2Pi = 1.8378770664093454836;
 
-// What is asked for, by the integers that fastvae/pairwise.py makes of names.
+// The wanted results, as the integers that fastvae/pairwise.py makes of their names.
 enum class Of : int64_t { mixture, marginals, posterior, decomposition };
 enum class Estimator : int64_t { stratified, weighted };
 struct Options {
@@ -78,7 +78,7 @@ void check(const Options& o, const Tensor& z, const Tensor& mu, const Tensor& lo
   }
 }
 
-// w_ii and w_ij.
+// The logarithms of the weights w_ii (own) and w_ij (other).
 struct LogWeights {
   double own = 0, other = 0;
 };
@@ -223,7 +223,7 @@ Pairs pairs_of(const Options& o, const Tensor& z, const Tensor& mu, const Tensor
   return p;
 }
 
-// The terms of the decomposition from what they are made of, each [rows].
+// The three terms of the decomposition, each [rows].
 std::array<Tensor, 3> decomposed(const Pairs& p, const Tensor& log_q, const Tensor& log_q_dims) {
   const Tensor own = at::where(p.own, p.l.sum(-1), at::scalar_tensor(0, p.z.options())).sum(1);
   const Tensor log_prod = log_q_dims.sum(1), log_p = (-0.5 * (p.z * p.z + kLog2Pi)).sum(1);
@@ -252,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> composed(const Tensor& z, const Tensor& mu, c
   return {terms[0], terms[1], terms[2]};
 }
 
-// Its gradients (pairwise.h), differentiable.
+// The gradients of composed() (pairwise.h), differentiable.
 variable_list composed_gradients(const variable_list& g, const Options& o, const Tensor& z, const Tensor& mu,
                                  const Tensor& logvar, const Tensor& weight, const Wants<4>& wants) {
   const Pairs p = pairs_of(o, z, mu, logvar, weight);
@@ -302,7 +302,7 @@ variable_list composed_gradients(const variable_list& g, const Options& o, const
 
 struct Pairwise {
   static constexpr const char* kName = "FastvaePairwiseBackward";
-  static constexpr int kInputs = 4, kSaved = 5;  // z, mu, logvar, log_weight; and what the forward pass left
+  static constexpr int kInputs = 4, kSaved = 5;  // z, mu, logvar, log_weight; and stats
   Options of;
   auto options() const {
     return std::make_tuple(of.dataset_size, static_cast<int64_t>(of.estimator), static_cast<int64_t>(of.of),

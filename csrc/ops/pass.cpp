@@ -8,7 +8,7 @@
 namespace fastvae {
 namespace {
 
-// Uninitialised, with the input's layout; contiguous where it is summed over dimensions that the input lacks.
+// An uninitialised gradient, with the input's layout; contiguous if the input broadcasts.
 Tensor empty_gradient(bool wanted, const Tensor& of, const Tensor& like) {
   if (!wanted) return {};
   return of.sym_sizes() == like.sym_sizes() ? at::empty_like(of) : at::empty_symint(of.sym_sizes(), of.options());
@@ -30,14 +30,14 @@ Pass prepare(const PassCall& call) {
   for (int i = 0; i < kMaxInputs; ++i) pass.d[i] = empty_gradient(call.wants[i], call.in[i], like);
   pass.d_eps = empty_gradient(call.want_d_eps, call.eps, like);
   if (like.is_meta()) return pass;
-  if (like.sym_numel() == 0) {  // no kernel writes what is summed over nothing
+  if (like.sym_numel() == 0) {  // no kernel writes a sum over no elements
     for (const Tensor& d : pass.d) {
       if (d.defined()) d.zero_();
     }
     if (call.want_value) pass.value.fill_(0 / divisor_value(reduction, like));
   }
 
-  // Noise belongs to elements in their logical order; all else may go by memory.
+  // Noise is drawn for the elements in their logical order. A pass without noise may go in the order of memory.
   const bool draws = sample && !call.eps.defined();
   const auto whole = [&](const Tensor& t) { return t.defined() && t.sizes() == like.sizes() ? t : Tensor(); };
   const auto order = draws ? std::vector<int64_t>()

@@ -1,4 +1,4 @@
-// The reductions, by the integers that fastvae/functional.py makes of their names.
+// The reductions, as the integers that fastvae/functional.py makes of their names.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,32 +9,32 @@ namespace fastvae {
 
 using at::Tensor;
 
-// `sample` + 8 k keeps k dimensions more than the first.
+// `sample` + 8 k keeps k more dimensions than the first.
 enum class Reduction : int64_t { sum, batchmean, mean, sample, none, latent, channel };
 inline bool is_sample(Reduction r) { return static_cast<int64_t>(r) % 8 == static_cast<int64_t>(Reduction::sample); }
 inline int64_t batch_dims(Reduction r) { return static_cast<int64_t>(r) / 8 + 1; }
 
 inline bool is_scalar(Reduction r) { return r == Reduction::sum || r == Reduction::batchmean || r == Reduction::mean; }
-// What the sums are divided by, but for the sum of the weights.
+// The divisor of the sums, without the sum of the weights.
 c10::SymInt divisor(Reduction r, const Tensor& like);
 double divisor_value(Reduction r, const Tensor& like);
-// What a weighted mean is divided by: the sum of the weights over all elements. Undefined for all else.
+// The divisor of a weighted mean: the sum of the weights over all elements. Undefined in all other cases.
 Tensor weight_sum(Reduction r, const Tensor& weight, const Tensor& like);
 // float64 for float64, else float32.
 at::ScalarType result_type(const Tensor& like);
 // An uninitialised result of the reduction.
 Tensor empty_result(Reduction r, const Tensor& like);
-// A result, or its gradient, with the dimensions that were reduced as ones: it broadcasts to like's shape.
+// A result, or its gradient, with size 1 in the reduced dimensions, so that it broadcasts to like's shape.
 Tensor unreduced(const Tensor& result, Reduction r, const Tensor& like);
 Sums sums_of(const Tensor& result, Reduction r, const Tensor& like);
 
-// ---- In aten ops, differentiably.
+// ---- In aten ops, differentiable.
 
 // g, the gradient of a reduced result, as a factor of the elements' gradients.
 Tensor spread(const Tensor& g, Reduction r, const Tensor& like, const Tensor& weight);
-// The elements reduced; `value` may be undefined.
+// The elements' values, reduced. `value` may be undefined.
 Tensor reduced(const Tensor& value, Reduction r, const Tensor& weight);
-// 16-bit tensors and integers as float32 (float64 beside float64), others as they are.
+// t in the given dtype (float32 or float64), but float64 as it is.
 Tensor widened(const Tensor& t, at::ScalarType = at::kFloat);
 
 }  // namespace fastvae

@@ -1,6 +1,6 @@
-// reparameterize: z = mu + sigma * eps. The noise is made in registers and never stored: the backward pass remakes it
-// from its (seed, offset). sample_and_kl: the same and kl_normal of that posterior, in one pass forward and one
-// backward. One implementation: reparameterize is the one without a formula.
+// reparameterize: z = mu + sigma * eps. The noise is drawn in registers and never stored; the backward pass draws it
+// again from its (seed, offset). sample_and_kl: the same and kl_normal of that posterior, in one pass forward and one
+// backward. Both share one implementation; reparameterize has no formula.
 #include <ATen/ops/empty.h>
 
 #include "loss.h"
@@ -32,7 +32,7 @@ PassCall call_of(const Tensor& mu, const Tensor& logvar, const OptionalTensor& m
   return call;
 }
 
-// z, the KL divergence (nothing without a formula) and the state of the noise.
+// z, the KL divergence (empty without a formula) and the state of the noise.
 std::tuple<Tensor, Tensor, Tensor> draw_sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, std::optional<at::Generator> generator,
                                                int64_t loss, int64_t /*draw*/, Numbers numbers) {
@@ -108,7 +108,7 @@ struct Sample {
                          const Wants<kInputs>& wants) const {
     static const auto op = find_op<decltype(gradients)>("fastvae::_sample_gradients");
     const Tensor dz = g[0], dkl = g.size() > 1 ? g[1] : Tensor();
-    Wants<kInputs> made = wants;  // by the kernel; what reaches mu through z alone is dz itself
+    Wants<kInputs> made = wants;  // by the kernel; without dkl the gradient of mu is dz
     made[0] = wants[0] && dkl.defined();
     made[2] = wants[2] && dkl.defined();
     made[3] = wants[3] && dkl.defined();
@@ -144,7 +144,7 @@ struct Sample {
   }
 };
 
-// kl is undefined without a formula. `value_op` makes both where no state is to be remembered.
+// z and kl, which is undefined without a formula. `value_op` computes both if no state must be kept.
 template <class Op>
 std::tuple<Tensor, Tensor> sample_with_history(const Tensor& mu, const Tensor& logvar, const OptionalTensor& mu_p,
                                                const OptionalTensor& logvar_p, OptionalTensor eps,

@@ -39,7 +39,7 @@ View merged(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides) {
   View view;
   view.data = const_cast<void*>(t.const_data_ptr());  // not data_ptr: that would copy a lazy clone that is only read
   view.dtype = dtype_of(t);
-  // From the innermost dimension outwards, then turned round.
+  // From the innermost dimension outwards. The order is reversed at the end.
   for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
     if (sizes[d] == 1) continue;
     const int last = view.dims - 1;

@@ -1,5 +1,5 @@
-// Shares pairs out to torch's threads, in parts that depend on the sizes alone, and adds the parts' gradients up in a
-// fixed order: the same bits for any number of threads.
+// Divides the pairs among torch's threads, in parts that depend only on the sizes, and adds up the parts' gradients in
+// a fixed order. So any number of threads gives the same bits.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 namespace fastvae::cpu {
 namespace {
 
-constexpr int64_t kMostSlabs = 8;    // of rows, or of components: each has gradients of its own
-constexpr int64_t kMostParts = 16;   // about
-constexpr int64_t kGrain = 1 << 14;  // of pairs and dimensions: worth a thread
+constexpr int64_t kMostSlabs = 8;    // of rows, or of components: each slab has a copy of the gradients
+constexpr int64_t kMostParts = 16;   // roughly
+constexpr int64_t kGrain = 1 << 14;  // so many pairs times dimensions are worth a thread
 
 const Pairwise& kernels() {
 #if defined(FASTVAE_X86_KERNELS)
@@ -32,7 +32,7 @@ std::unique_ptr<T[]> array(int64_t size) {
   return std::unique_ptr<T[]>(new T[std::max<int64_t>(size, 1)]);
 }
 
-// Calls work(part) for each part, which has so many pairs and dimensions.
+// Calls work(part) for each part. `size`: pairs times dimensions of a part.
 template <class Work>
 void for_each_part(int64_t parts, int64_t size, Work work) {
   at::parallel_for(0, parts, std::max<int64_t>(1, kGrain / std::max<int64_t>(size, 1)), [&](int64_t from, int64_t to) {
@@ -40,7 +40,7 @@ void for_each_part(int64_t parts, int64_t size, Work work) {
   });
 }
 
-// The components as the kernels read them.
+// The components in the layout of the kernels.
 template <class T>
 class Packed {
  public:
@@ -81,7 +81,7 @@ void forward_of(const PairwiseArgs& args) {
   }
 }
 
-// A gradient whose parts are summed: `slabs` copies of it, or itself where there is one.
+// A gradient that is summed over slabs: a copy for each slab, or the gradient itself if there is only one slab.
 template <class T>
 class Parts {
  public:
@@ -120,7 +120,7 @@ void backward_of(const PairwiseArgs& args) {
   const bool shared = args.dlog_weight != nullptr && !args.weight_by_row;
   Parts<T> dz(args.dz, args.rows * args.dims, down), dmu(args.dmu, parameters, across),
       dlogvar(args.dlogvar, parameters, across), dlog_weight(args.dlog_weight, args.components, across, shared);
-  // A slab's gradients of the parameters: its parts with other components add to other places.
+  // A slab's gradients of the parameters. Its parts have different components, so they add to different places.
   for (int64_t s = 0; s < across; ++s) {
     dmu.clear(s);
     dlogvar.clear(s);

@@ -1,5 +1,5 @@
-// Rows lie in lanes, components come one after the other. Compiled once for each instruction set; FASTVAE_ISA and
-// FASTVAE_PAIRWISE name this copy.
+// Each lane works on a row; the components follow one after the other. Compiled once for each instruction set;
+// FASTVAE_ISA and FASTVAE_PAIRWISE name this copy.
 #include "kernels.h"
 
 #include <algorithm>
@@ -31,18 +31,18 @@ class Buffer {
   T* data_;
 };
 
-// A sum in which a marginal's exponents have lost their digits: it is done again with the largest of them.
+// If a marginal's sum is below this, its terms have lost their digits. It is computed again, over the largest term.
 template <class T>
 constexpr T kTooSmall = sizeof(T) == 4 ? T(1e-28) : T(1e-280);
 
-constexpr int kAtOnce = 4;  // components whose distances are summed side by side
+constexpr int kAtOnce = 4;  // components whose distances are summed at the same time
 
 // The packed components of a block: [L][3][kPairComponents].
 template <class T>
 struct Block {
   const T* data;
   int64_t first;
-  int count, padded;  // components, and with those that fill up what is worked on at once
+  int count, padded;  // components; rounded up to a multiple of kAtOnce
 
   Block(const PairwiseArgs& args, const PairwiseScratch& scratch, int64_t block)
       : data(static_cast<const T*>(scratch.components) + block * args.dims * 3 * kPairComponents),
@@ -54,7 +54,7 @@ struct Block {
   const T* constant(int64_t d) const { return mu(d) + 2 * kPairComponents; }
 };
 
-// Some rows, z transposed so that they lie in lanes. Rows behind the last are zeros.
+// Some rows. z is transposed, so that a vector holds one dimension of several rows. Rows behind the last are zeros.
 template <class T>
 class Rows {
  public:
@@ -80,8 +80,8 @@ class Rows {
     }
   }
 
-  // The log-weights of a block's components without `base` and what is in their constants: [kPairComponents][size], or
-  // nullptr where they are all 0.
+  // The log-weights of a block's components, minus `base` and minus what their constants include:
+  // [kPairComponents][size], or nullptr if all of them are 0.
   const T* weights(const Block<T>& block) const {
     const bool diagonal = args_.log_weight == nullptr && args_.own != args_.other && block.first < first + count &&
                           first < block.first + block.count;
@@ -108,7 +108,7 @@ class Rows {
     }
   }
 
-  // Of each row and component of a block: sum_d u^2, [kPairComponents][size]. Forward and backward, it is this one.
+  // sum_d u^2 of each row and component of a block, [kPairComponents][size]. Both passes use it, for the same bits.
   void distances(const Block<T>& block, T* to) const {
     using V = Vec<T>;
     for (int i = 0; i < size; i += V::kLanes) {
@@ -142,7 +142,7 @@ class Rows {
   Buffer<T> weights_;
 };
 
-// The exponent of a mixture's or a marginal's term; the weights and the shift are those of these lanes, if any.
+// The exponent of a mixture's or a marginal's term. `weights` are those of these lanes, or nullptr.
 template <class V, class T>
 FASTVAE_INLINE V joint_exponent(V distance, T constant, const T* weights) {
   V x(constant);
@@ -211,7 +211,7 @@ void bound_of(const PairwiseArgs& args, const PairwiseScratch& scratch) {
   }
 }
 
-// What the forward pass leaves for the backward pass, for a group of rows.
+// What the forward pass keeps for the backward pass, for a group of rows.
 template <class T>
 struct Stats {
   T *reference, *sum;  // of the mixture
@@ -283,7 +283,6 @@ class Forward {
           static_cast<T*>(args_.log_q_dims)[(rows_.first + i) * args_.dims + d] = static_cast<T>(log_q_d[i]);
       }
     }
-    // (Rows behind the last have upstream gradients of 0, which the backward pass divides by these.)
     for (int i = 0; i < rows_.count && args_.decompose; ++i) {
       double log_p = -0.91893853320467274178 * static_cast<double>(args_.dims);
       for (int64_t d = 0; d < args_.dims; ++d) {
@@ -349,7 +348,7 @@ class Forward {
     }
   }
 
-  // Where z is far from all components.
+  // For rows whose z is far from all components: computes the sums again, over their largest terms.
   __attribute__((noinline)) void add_far_marginal(int64_t d) {
     T *total = stats_.sum_of(d), *shift = stats_.shift_of(d);
     alignas(64) T largest[kPairRows], sum[kPairRows];
@@ -383,7 +382,7 @@ class Forward {
     }
   }
 
-  // The reference, the base and the logarithm of the sum, of each row; the sum is never 0 in rows behind the last.
+  // reference + base + log(sum) of each row. The backward pass divides by the sums, so behind the last row they are 1.
   template <class Reference>
   void finish(T* sum, double* to, Reference reference) const {
     alignas(64) T log_sum[kPairRows];
@@ -401,7 +400,7 @@ class Forward {
   Buffer<T> lost_;
 };
 
-// The lanes of a group added up in pairs: the same order whatever the width of a vector.
+// The sum of a group's lanes, added in pairs: the order is the same for every width of a vector.
 template <class T>
 constexpr int kVectors = kPairRows / Vec<T>::kLanes;
 template <class T>
@@ -521,7 +520,7 @@ class Backward {
     if (args_.decompose) rows_.for_own(block, [&](int i, int j) { p_[j * size + i] += own_[i]; });
   }
 
-  // The pairs of a block in one dimension. kOffset: their exponents have weights or shifts.
+  // Adds up the gradients of a block's pairs in one dimension. kOffset: the exponents have weights or shifts.
   template <bool kMarginals, bool kOffset, bool kWeights>
   void dimension(const Block<T>& block, int64_t d, const T* weights, const T* shift) {
     const int size = rows_.size;

@@ -1,4 +1,4 @@
-// The formula of one pair in one dimension, for numbers and vectors of them.
+// The formula of one pair in one dimension, for numbers and vectors.
 #pragma once
 
 #include "../math/elementary.h"
@@ -22,7 +22,7 @@ template <class T>
 FASTVAE_INLINE T scaled_distance(T z, T mu, T scale) {
   return (z - mu) * scale;
 }
-// constant - u^2: l with anything in the constant.
+// constant - u^2. `constant` may include more than that of l, such as a log-weight.
 template <class T>
 FASTVAE_INLINE T log_density(T u, T constant) {
   return multiply_add(-u, u, constant);
@@ -34,7 +34,7 @@ FASTVAE_INLINE T d_logvar(T u) {
   return multiply_add(u, u, T(ScalarOf<T>(-0.5)));
 }
 
-// A sum without the rounding of its additions: what they lose is added at the end.
+// A compensated sum: the rounding errors of its additions are added up in `lost`.
 template <class T>
 struct Compensated {
   T sum, lost;
@@ -49,12 +49,5 @@ struct Compensated {
   }
   FASTVAE_INLINE T total() const { return sum + lost; }
 };
-
-// What is taken out of the exponents must be finite, where all of them are -infinity as well.
-template <class T>
-FASTVAE_INLINE T reference(T largest) {
-  using S = ScalarOf<T>;
-  return at_least(largest, T(Constants<S>::kLowest));
-}
 
 FASTVAE_NAMESPACE_END

@@ -1,7 +1,7 @@
-// The pairs on a GPU. Forward, a warp takes a row, and its lanes the components. Backward, a block takes a few rows and
-// goes through the components in chunks: first a thread for each pair computes its share of the mixture, then a thread
-// for each row and dimension adds up. The components' gradients are the same with rows and components exchanged, so
-// that no two blocks add to one place; the pairs are computed twice for it.
+// The pairs on a GPU. Forward, a warp takes a row, and its lanes take the components. Backward, a block takes a few
+// rows and goes through the components in chunks: first a thread per pair computes the pair's share of the mixture,
+// then a thread per row and dimension adds up. For the components' gradients, a second kernel does the same with rows
+// and components exchanged. So no two blocks add to the same place, but the pairs are computed twice.
 #include "../cuda/reduce.cuh"
 #include "pair.h"
 #include "pairwise.h"
@@ -20,8 +20,8 @@ struct PairwiseParams {
   PairwiseArgs args;
   double* terms;                        // [3, B] of the decomposition
   T *scale, *constant, *joint, *bound;  // [K, L], [K, L], [K], [L]
-  T* base;                              // [B] what is taken out of a row's log-weights
-  T *g, *own, *from_z, *h;              // [B], [B], [B], [B, L]: upstream gradients, over the sums
+  T* base;                              // [B] what is subtracted from a row's log-weights
+  T *g, *own, *from_z, *h;              // [B], [B], [B], [B, L]: upstream gradients, divided by the sums
 
   FASTVAE_DEVICE int64_t at(int64_t row, int64_t d) const { return row * args.dims + d; }
   FASTVAE_DEVICE T z(int64_t i, int64_t d) const { return static_cast<const T*>(args.z)[at(i, d)]; }
@@ -31,7 +31,7 @@ struct PairwiseParams {
   FASTVAE_DEVICE T given_weight(int64_t i, int64_t j) const {
     return static_cast<const T*>(args.log_weight)[i * args.components + j];
   }
-  // The log-weight, without the base and what is in the constants.
+  // The log-weight, minus the base and minus what the constants include.
   FASTVAE_DEVICE T weight(int64_t i, int64_t j) const {
     if (args.weight_by_row) return given_weight(i, j) - base[i];
     return args.log_weight == nullptr && i == j ? static_cast<T>(args.own - args.other) : T(0);
@@ -48,7 +48,7 @@ struct PairwiseParams {
   FASTVAE_DEVICE T marginal_exponent(int64_t i, int64_t j, int64_t d, T u) const {
     return log_density(u, constant[at(j, d)]) + weight(i, j);
   }
-  // What the forward pass leaves: of the mixture, and of each dimension, the reference and the sum.
+  // What the forward pass keeps: the reference and the sum of the mixture, then those of each dimension.
   FASTVAE_DEVICE T* stats(int64_t i) const { return static_cast<T*>(args.stats) + i * args.stats_of_a_row(); }
 };
 
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2) pack_kernel(const __grid_constant
   });
 }
 
-// The largest constant of each dimension is taken out.
+// Subtracts the largest constant of each dimension.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) bound_kernel(const __grid_constant__ PairwiseParams<T> p) {
   for_each_by_warp(p.args.dims, [&](int64_t d, int lane) {
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2) bound_kernel(const __grid_constan
   });
 }
 
-// log q_i, and what the backward pass needs of it.
+// Returns log q_i, and keeps what the backward pass needs.
 template <class T>
 FASTVAE_DEVICE double mixture(const PairwiseParams<T>& p, int64_t i, int lane) {
   Compensated<T> sum{T(0), T(0)};
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 2) terms_kernel(const __grid_constan
   });
 }
 
-// Upstream gradients over the sums.
+// Upstream gradients, divided by the sums.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) upstream_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
@@ -222,13 +222,13 @@ __global__ void __launch_bounds__(kThreads, 2) upstream_kernel(const __grid_cons
   });
 }
 
-// The share of component j in the marginal of row i, over the sum that is in h.
+// The share of component j in the marginal of row i, times the sum. (h has been divided by the sum.)
 template <class T>
 FASTVAE_DEVICE T marginal_share(const PairwiseParams<T>& p, int64_t i, int64_t j, int64_t d, T u) {
   return exponential_of_log_weight(p.marginal_exponent(i, j, d, u) - p.stats(i)[2 + 2 * d]);
 }
 
-// dL/dw_ij, and dL/dl_ij as far as it is the same in all dimensions.
+// dL/dw_ij, and the part of dL/dl_ijd that is the same in all dimensions d.
 template <class T>
 struct Shares {
   T weight, all;
@@ -246,7 +246,7 @@ FASTVAE_DEVICE Shares<T> shares(const PairwiseParams<T>& p, int64_t i, int64_t j
   return s;
 }
 
-// The block's memory for a share of each pair. (In templates the emulation would not find it.)
+// Shared memory for a share of each pair. (Not in a template, where the emulation would not find it.)
 FASTVAE_DEVICE float* shared_shares(float) {
   __shared__ float values[kOwn * kChunk];
   return values;
@@ -256,7 +256,7 @@ FASTVAE_DEVICE double* shared_shares(double) {
   return values;
 }
 
-// kRows: a block's own are rows, and it makes dz; else they are components, and it makes their gradients.
+// kRows: a block owns rows and computes dz. Otherwise it owns components and computes their gradients.
 template <class T, bool kRows>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
   const int lane = static_cast<int>(threadIdx.x % kWarp), mine = static_cast<int>(threadIdx.x / kWarp);
   for (int64_t first = int64_t(blockIdx.x) * kOwn; first < own_count; first += int64_t(gridDim.x) * kOwn) {
     const int owned = static_cast<int>(min(int64_t(kOwn), own_count - first));
-    // Its elements are added to by one thread each.
+    // One thread adds to each element of the gradients.
     for (int64_t e = threadIdx.x; e < owned * args.dims; e += kThreads) {
       const int64_t at = first * args.dims + e;
       if (kRows) {

@@ -1,8 +1,8 @@
-// CUDA on the CPU, as far as csrc/cuda needs it, so that the kernels can be run where there is no GPU: one block after
-// the other, its threads as fibers. It shows where a kernel reads and writes, what it adds up, and barriers that are
-// missing; nothing about races between blocks, speed, or the device's own arithmetic.
+// CUDA on the CPU, as far as csrc/cuda needs it, to run the kernels without a GPU. One block runs after the other, and
+// its threads are fibers. Tests find wrong reads and writes, wrong sums and missing barriers. They do not find races
+// between blocks, and say nothing about speed or the device's own arithmetic.
 //
-// FASTVAE_EMULATED_MULTIPROCESSORS (7): how many the device has; few, so that blocks have to go round more than once.
+// FASTVAE_EMULATED_MULTIPROCESSORS (7): how many the device has. They are few, so that a block takes several items.
 // FASTVAE_EMULATED_ORDER=reversed: the last block runs first.
 #pragma once
 
@@ -25,7 +25,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-// One block runs at a time. In a section of its own, so that it can be filled before each block.
+// Static, since one block runs at a time. In a separate section, which is filled with 0xff before each block.
 #define __shared__ __attribute__((section("fastvae_shared"))) static
 
 using cudaStream_t = void*;
@@ -35,7 +35,7 @@ struct dim3 {
   unsigned x;
   explicit dim3(unsigned x) : x(x) {}
 };
-struct alignas(16) uint4 {  // the CPU, too, stops where an aligned pack is not
+struct alignas(16) uint4 {  // the CPU, too, stops at a pack that is not aligned
   uint32_t x, y, z, w;
 };
 struct alignas(8) uint2 {
@@ -57,7 +57,7 @@ struct Index {
 };
 inline Index thread_index, block_index, grid_size;
 
-// Threads that wait for one another.
+// Where threads wait for each other.
 struct Barrier {
   int arrived = 0;
   int64_t generation = 0;
@@ -99,8 +99,8 @@ inline void wait(Barrier& barrier, int threads) {
   swapcontext(&fiber.context, &scheduler);
 }
 
-// Runs the block's warps in random order, each until all its threads wait for the other warps or are done: a warp runs
-// as far ahead of the others as barriers let it.
+// Runs the block's warps in random order, each until all its threads wait for other warps or are done. So a warp runs
+// as far ahead of the others as barriers allow.
 inline void run_block(int threads) {
   block_barrier = {};
   warp_barriers.assign(threads / 32, {});

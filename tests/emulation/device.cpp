@@ -1,5 +1,5 @@
-// ops/device.cpp, with the CUDA kernels for the CPU's tensors: all of torch's headers first, then what they would see
-// of CUDA in place of it.
+// ops/device.cpp, where the CPU's tensors take the CUDA kernels. All of torch's headers come first, then what replaces
+// CUDA.
 #include "../../csrc/ops/device.h"
 
 #include <ATen/ops/empty.h>
@@ -13,7 +13,7 @@
 #include "../../csrc/cuda/memory.cuh"
 
 namespace c10::cuda {
-// The stream is known on the tensors' own device alone.
+// There is a current stream only while a guard has chosen the device.
 struct CUDAGuard {
   explicit CUDAGuard(at::Device) { emulation::stream = &emulation::stream; }
   ~CUDAGuard() { emulation::stream = nullptr; }
@@ -44,7 +44,7 @@ std::tuple<int64_t, int64_t> place(int64_t rows, int64_t columns, int64_t pack) 
 }  // namespace
 
 TORCH_LIBRARY(fastvae_emulation, m) {
-  // Since the last call of this: the types of the kernels' parameters, with the numbers of blocks.
+  // The launches since the last call: the types of the kernels' parameters, with the numbers of blocks.
   m.def("launches() -> str[]", [] { return std::exchange(emulation::launches, {}); });
   m.def("place(int rows, int columns, int pack) -> (int, int)", place);
 }

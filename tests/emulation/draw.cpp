@@ -1,4 +1,4 @@
-// ops/draw.cpp as CUDA's tensors see it.
+// ops/draw.cpp, where the CPU's tensors take the code for CUDA.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
 

@@ -1,2 +1,2 @@
-// A file of its own: what blocks share is another kind of section here than in the passes.
+// A separate file: the shared variables of these kernels and of the passes need two kinds of section.
 #include "../../csrc/pairwise/pairwise.cu"

@@ -161,7 +161,7 @@ def sanitized(tree: Tree, _: str) -> int:
 def mutants(tree: Tree, only: str) -> int:
     chosen = [m for m in MUTANTS if only in f"{m}"]
     survivors = 0
-    for wanted in (False, True):  # what is not changed passes
+    for wanted in (False, True):  # without a fault the tests pass
         some = [m for m in chosen if m.sanitized == wanted]
         tree.link(" ".join({m.units for m in some if wanted}), SANITIZE if wanted else [])
         tests: dict[tuple[int, str], list[str]] = {}

@@ -1,4 +1,4 @@
-// CUDA's generator, with the CPU's in place of it.
+// A replacement of CUDA's generator by the CPU's.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -7,8 +7,9 @@
 namespace at {
 
 struct CUDAGeneratorImpl : CPUGeneratorImpl {
-  // The seed is the generator's next 64 bits. If it is odd, the state is that of a graph that is captured: the seed and
-  // a part of the offset lie in memory, and the kernel has to add up the parts. tests/accuracy.py knows the offsets.
+  // The seed is the generator's next 64 bits. If it is odd, the state is that of a captured graph: the seed and a part
+  // of the offset are in memory, and the kernel must add up the parts of the offset. tests/accuracy.py knows the
+  // offsets.
   PhiloxCudaState philox_cuda_state(uint64_t) {
     static thread_local int64_t seed, offset;
     const uint64_t drawn = random64();

@@ -1,1 +1,1 @@
-#pragma once  // device.cpp has what is needed of it
+#pragma once  // device.cpp defines what is needed
