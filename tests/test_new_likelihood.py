@@ -43,6 +43,10 @@ def test_the_example_of_contributing(tmp_path):
     (formulas / "log_cosh.h").write_text(formula)
     put_before(formulas / "list.h", '#include "poisson.h"\n', '#include "log_cosh.h"\n')
     put_before(formulas / "list.h", "  visit(Huber) ", "  visit(LogCosh) \\\n")
+    # The other likelihoods take minutes to compile.
+    listed = (formulas / "list.h").read_text()
+    few = re.sub(r"visit\((?!Kl|Normal|LogCosh|SquaredError|UnitGaussian)\w+\)", "", listed)
+    (formulas / "list.h").write_text(few)
     python = tmp_path / "fastvae/likelihoods.py"
     put_before(python, "_NAMED: dict", plain + "\n\n")
     put_before(python, '    "l1": L1(),\n', '    "log_cosh": LogCosh(),\n')
