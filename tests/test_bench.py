@@ -205,7 +205,7 @@ def test_a_run_writes_all_it_should(
     status, found = small_run(monkeypatch, tmp_path, *chosen, options=options)
     assert status == 0
     about = found["machine"]
-    assert about["copy_bandwidth"] > 0 and about["noise"]["rows"] > 0 and about["threads"] > 0
+    assert about["copy_bandwidth"] > 0 and about["noise"]["rows"] > 0 and int(about["threads"]) > 0
     assert "--results" in about["command"]
     eager = {}
     for row in found["rows"]:

@@ -373,14 +373,11 @@ def _importance(estimator: str, batch: int = 32, samples: int = 50) -> Case:
     return Case("terms", name, leaves, functions, compiled=not dreg)
 
 
-def _kl_of(kl: Function, **options: Any) -> Function:
-    return lambda m, s, n, t: kl(Normal(m, s), Normal(n, t), **options)
-
-
-NORMALS = {
-    "fastvae": _kl_of(fastvae.kl_divergence, reduction="batchmean"),
+_fused_kl = partial(fastvae.kl_divergence, reduction="batchmean")
+NORMALS: dict[str, Function] = {
+    "fastvae": lambda m, s, n, t: _fused_kl(Normal(m, s), Normal(n, t)),
     "eager": lambda m, s, n, t: reference.kl_normal(m, 2 * s.log(), n, 2 * t.log()),
-    "distributions": _kl_of(_torch_kl),
+    "distributions": lambda m, s, n, t: _torch_kl(Normal(m, s), Normal(n, t)),
 }
 
 

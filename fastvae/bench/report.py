@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 import sys
 import time
@@ -14,12 +13,10 @@ from typing import Any
 
 import cpuinfo
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-import fastvae
-from fastvae._ops import build_info, cpu_capability
 from fastvae.bench.run import AGAIN, Run
+from fastvae.cli.info import info
 
 Report = dict[str, Any]
 
@@ -47,23 +44,16 @@ SIZES = {1.0: "B", 1e3: "kB", 1e6: "MB", 1e9: "GB"}
 
 
 def report(run: Run, argv: Sequence[str]) -> Report:
-    """Machine, rows and what was left out; `copy_bandwidth` is bytes a second, read and written."""
+    """The machine as `fastvae info` has it and more, rows, and what was left out; `copy_bandwidth` is bytes a second."""
     again = [r["speedup"] for r in run.rows if r["baseline"] == AGAIN and r["speedup"]]
     off = (pd.Series(again, dtype=float) - 1).abs()
-    machine = {
+    machine = {name: value for section in info().values() for name, value in section.items()} | {
         "cpu": cpuinfo.get_cpu_info().get("brand_raw", "unknown"),
-        "threads": torch.get_num_threads(),
         "gpu": run.device.gpu,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if run.device.gpu else None,
-        "python": platform.python_version(),
-        "commit": build_info()["commit"],
         "date": time.strftime("%Y-%m-%d"),
         "copy_bandwidth": run.copy_bandwidth,
         # The same code timed twice: by how much its ratio was off 1, in the middle and in nine of ten.
         "noise": {"rows": len(off), "median": off.quantile(0.5), "p90": off.quantile(0.9)},
-        "instruction_set": cpu_capability(),
-        "fastvae": fastvae.__version__,
         "jax": getattr(sys.modules.get("jax"), "__version__", None),
         "load": run.load,
         "command": shlex.join(["fastvae", *argv]),

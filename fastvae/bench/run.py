@@ -220,10 +220,8 @@ class Run:
         torch._dynamo.reset()
         found, compiled = self.implementations(entry)
         for which in entry.passes:
-            step, least = isinstance(entry, Model), entry.least_bytes(which)
-            op = (
-                entry.name.replace("step", "objective of") if step and which == BOTH else entry.name
-            )
+            alone, least = isinstance(entry, Model) and which == BOTH, entry.least_bytes(which)
+            op = entry.name.replace("step", "objective of") if alone else entry.name
             each = {n: self.attempt(entry, n, made.timed, which) for n, made in found.items()}
             timed = {n: t for n, t in each.items() if t is not None}
             times = interleave(self.device, timed, seconds)
