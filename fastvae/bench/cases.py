@@ -184,7 +184,7 @@ def off(pairs: Iterable[tuple[str, Any, Any]], limit: float) -> str:
     for name, got, want in pairs:
         error = (got.detach().double() - want).abs().max() / want.abs().max().clamp_min(1e-30)
         if got.shape != want.shape or not error <= limit:
-            return f"{name} is off by {float(error):.2g} of its largest value"
+            return f"{name} is off by {error.item():.2g} of its largest value"
     return ""
 
 

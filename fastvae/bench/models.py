@@ -95,16 +95,21 @@ class Scvi(nn.Module):
         return losses.loss, inference["z"], inference["qz"].loc, inference["qz"].scale
 
     def alone(self, kind: str, x: Tensor) -> tuple[list[Tensor], Function]:
-        with self.patched(kind):
+        with torch.no_grad():
             inference, generative, _ = self.module(self.batch(x))
-        qz, px = inference["qz"], generative["px"]
+        px, qz = generative["px"], inference["qz"]
+        given = {n: getattr(px, n) for n in ("mu", "theta", "zi_logits") if hasattr(px, n)}
+        given["theta"] = given["theta"][0]  # one for each gene, which px has expanded
+        leaves = [t.clone().requires_grad_() for t in (qz.loc, qz.scale, *given.values())]
 
         def objective() -> Any:
             with self.patched(kind):
-                return self.module.loss(self.batch(x), inference, generative).loss, qz.rsample()
+                counts = getattr(importlib.import_module("scvi.distributions"), type(px).__name__)
+                made, q = counts(**dict(zip(given, leaves[2:], strict=True))), Normal(*leaves[:2])
+                arguments = inference | {"qz": q}, generative | {"px": made}
+                return self.module.loss(self.batch(x), *arguments).loss, q.rsample()
 
-        zi = [px.zi_logits] if hasattr(px, "zi_logits") else []
-        return [qz.loc, qz.scale, px.mu, self.module.px_r, *zi], objective
+        return leaves, objective
 
 
 def mlp(pixels: int, hidden: int, latents: int) -> Vae:
