@@ -158,7 +158,7 @@ def draw_all(folder: Path, found: Report) -> Iterator[str]:
     """Draws what the run has figures for; the names of the files in `folder`."""
 
     def draw(values: pd.DataFrame, name: str, height: float, **options: Any) -> str:
-        figure = Figure((9, height), layout="constrained")
+        figure = Figure((10, height), layout="constrained")
         axes = values.plot(ax=figure.subplots(), legend=False, **options)
         figure.suptitle(f"{PLOTS[name]}\n{caption(found)}", fontsize="medium")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
