@@ -75,12 +75,13 @@ class Torch:
 
     def timed(self, which: str) -> Timed:
         def outputs() -> Any:
+            torch.compiler.cudagraph_mark_step_begin()  # or a graph would write over them
             return as_tuple(self.function(*self.inputs)) if which == BACKWARD else None
 
         return Timed(getattr(self, which), outputs)
 
 
-def compiled(function: Any) -> Function:
+def compiled(function: Any, mode: str | None = None) -> Function:
     """`function` compiled for the shapes it meets first, as in a program of its own; reset Dynamo between cases.
 
     A copy of it: Dynamo keeps what it compiled with the code, where two closures of one code would look through each other's
@@ -91,7 +92,7 @@ def compiled(function: Any) -> Function:
         return function(*inputs)
 
     own = types.FunctionType(call.__code__.replace(), globals(), "call", None, call.__closure__)
-    made: Function = torch.compile(own, fullgraph=True, dynamic=False)
+    made: Function = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
     return made
 
 
@@ -328,21 +329,30 @@ def _positive(normal: Tensor) -> Tensor:
 
 
 def _full_covariance(latents: int, batch: int = 128) -> Case:
-    """A sample of a Gaussian with a covariance's Cholesky factor, eps given, and its KL from N(0, I)."""
+    """A sample of a Gaussian with a covariance's Cholesky factor, and its KL from N(0, I)."""
 
-    def plain(mu: Tensor, factor: Tensor, eps: Tensor) -> Any:
-        factor = torch.tril(factor)
+    def plain(mu: Tensor, factor: Tensor, eps: Tensor | None = None) -> Any:
+        factor, eps = torch.tril(factor), torch.randn_like(mu) if eps is None else eps
         squares = mu.square().sum() + factor.square().sum() - mu.numel()
         logs = factor.diagonal(0, -2, -1).log().sum()
         return mu + (factor @ eps.unsqueeze(-1)).squeeze(-1), (0.5 * squares - logs) / len(mu)
 
+    def of_torch(mu: Tensor, factor: Tensor) -> Any:
+        q = D.MultivariateNormal(mu, scale_tril=torch.tril(factor))
+        prior = D.MultivariateNormal(torch.zeros_like(mu), scale_tril=torch.eye(latents).to(mu))
+        return q.rsample(), _torch_kl(q, prior)
+
+    def noise(z: Tensor, mu: Tensor, factor: Tensor) -> Any:
+        return torch.linalg.solve_triangular(factor, (z - mu)[..., None], upper=False)[..., 0]
+
     def factor(n: Tensor) -> Tensor:
         return torch.tril(0.1 * n, -1) + torch.diag_embed(_positive(n).diagonal(0, -2, -1))
 
-    name, mu = "kl_multivariate_normal: with the sample", Leaf((batch, latents))
-    leaves = [mu, Leaf((batch, latents, latents), factor), mu._replace(wanted=False)]
-    ours = _sampled(fastvae.sample_and_kl_multivariate_normal)
-    return Case("terms", name, leaves, {"fastvae": ours, "eager": plain})
+    ours = fastvae.sample_and_kl_multivariate_normal
+    functions: Any = {"fastvae": ours, "eager": plain, "distributions": of_torch}
+    leaves = [Leaf((batch, latents)), Leaf((batch, latents, latents), factor)]
+    name = "kl_multivariate_normal: with the sample"
+    return Case("terms", name, leaves, functions, noise=noise)
 
 
 def _importance(estimator: str, batch: int = 32, samples: int = 50) -> Case:
@@ -426,13 +436,20 @@ def decomposition(batch: int, latents: int) -> Case:
     return Case("pairs", "kl_decomposition", leaves, functions, passes=PASSES)
 
 
+def mixture_of_torch(z: Tensor, mu: Tensor, logvar: Tensor) -> Any:
+    mixing = D.Categorical(logits=torch.zeros(len(mu)).to(mu), validate_args=False)
+    each = D.Independent(Normal(mu, torch.exp(0.5 * logvar), False), 1, False)
+    return D.MixtureSameFamily(mixing, each, False).log_prob(z)
+
+
 def pair_cases() -> Iterator[Case]:
     for batch, latents in ((64, 10), (128, 32), (1024, 32), (2048, 10)):
         yield decomposition(batch, latents)
     for batch, k, latents in ((100, 500, 40), (3840, 20, 10)):  # as VampPrior's
         functions = _ours(lambda ops, *inputs: ops.mixture_log_prob(*inputs))
         leaves = [Leaf((batch, latents)), *_latent(k, latents)]
-        yield Case("pairs", "mixture_log_prob", leaves, functions, passes=PASSES)
+        given = functions | {"distributions": mixture_of_torch}
+        yield Case("pairs", "mixture_log_prob", leaves, given, passes=PASSES)
 
 
 # Likelihoods --------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def convolutional(width: int, latents: int, inputs: int = 3, objective: Function
 
 
 class Residual(nn.Sequential):
-    """Norm, SiLU, convolution, twice."""
+    """Norm, SiLU, convolution, twice, as in latent diffusion's autoencoder."""
 
     def __init__(self, channels: int) -> None:
         # Four channels in a group: alone in one, the convolution before it would have a bias without a gradient.
@@ -143,10 +143,15 @@ class Residual(nn.Sequential):
         return x + super().forward(x)  # type: ignore[no-untyped-call]
 
 
-def residual(w: int, latents: int, outputs: int, objective: Function) -> Vae:
-    """Residual blocks on patches of 4 x 4 pixels, and spatial latents, as in vdvae."""
-    down = [nn.Conv2d(3, w, 4, 4), Residual(w), Residual(w), nn.Conv2d(w, 2 * latents, 1)]
-    up = [nn.Conv2d(latents, w, 1), Residual(w), Residual(w), nn.ConvTranspose2d(w, outputs, 4, 4)]
+def residual(channels: list[int], latents: int, outputs: int, objective: Function) -> Vae:
+    """Residual blocks, one halving less than `channels` has, and spatial latents."""
+    down: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, 1, 1)]
+    up: list[nn.Module] = [nn.SiLU(), nn.Conv2d(channels[0], outputs, 3, 1, 1)]
+    for a, b in itertools.pairwise(channels):
+        down += [Residual(a), nn.Conv2d(a, b, 3, 2, 1)]
+        up = [Residual(b), nn.Upsample(scale_factor=2), nn.Conv2d(b, a, 3, 1, 1), *up]
+    down += [nn.SiLU(), nn.Conv2d(channels[-1], 2 * latents, 3, 1, 1)]
+    up = [nn.Conv2d(latents, channels[-1], 3, 1, 1), *up]
     return Vae(down, up, objective)
 
 
@@ -230,7 +235,7 @@ def _scvi(genes: int, likelihood: str) -> Model:
 # fmt: off
 MODELS = (
     *(_scvi(genes, likelihood) for genes in (4000, 20000) for likelihood in ("nb", "zinb")),
-    Model("step: vdvae-like, 10 logistics, 32 px", lambda w: residual(w, 16, 100, of_mixtures), (160, 512), (32, 3, 32, 32), cases.levels),
+    Model("step: vdvae-like, 10 logistics, 32 px", lambda w: residual([w, 2 * w, 2 * w], 16, 100, of_mixtures), (32, 128), (32, 3, 32, 32), cases.levels),
     Model("step: beta-TCVAE, 64 px, 10 latents", lambda w: convolutional(w, 10, 1, beta_tcvae), (4, 32), (1024, 1, 64, 64)),
     Model("step: MLP, MNIST", lambda w: mlp(784, w, 20), (400, 400), (128, 784)),
     Model("step: convolutional, 64 px", lambda w: convolutional(w, 128), (8, 32), (64, 3, 64, 64)),

@@ -208,6 +208,9 @@ class Run:
                 if "compile" not in found:  # not all can be compiled
                     compiled = rival
                     add("compile", make, rival, cases.compiled)
+            if self.device.gpu and "compile" in found and isinstance(entry, Case):
+                graphs = partial(cases.compiled, mode="reduce-overhead")
+                add("compile-reduce-overhead", make, compiled, graphs)
             if entry.suite in ("compiled", "steps"):
                 add("fastvae-compile", make, "fastvae", cases.compiled)
         if self.jax and found and entry.name.removesuffix(": eps given") in self.jax.FUNCTIONS:
@@ -235,7 +238,10 @@ class Run:
                 row["speedup"] = median / ours if ours else None
                 # Afterwards: by then all is compiled, and an optimizer has its state.
                 row["peak_bytes"] = self.device.peak_bytes(timed[name])
-                row |= {"rounds": len(values), "note": f"of {compiled}" * (name == "compile")}
+                row |= {
+                    "rounds": len(values),
+                    "note": f"of {compiled}" * name.startswith("compile"),
+                }
                 self.rows.append(row | {"suite": entry.suite})
 
 
