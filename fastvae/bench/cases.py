@@ -446,7 +446,8 @@ def pair_cases() -> Iterator[Case]:
     for batch, latents in ((64, 10), (128, 32), (1024, 32), (2048, 10)):
         yield decomposition(batch, latents)
     for batch, k, latents in ((100, 500, 40), (3840, 20, 10)):  # as VampPrior's
-        functions = _ours(lambda ops, *inputs: ops.mixture_log_prob(*inputs))
+        weight = torch.full((k,), -math.log(k))
+        functions = _ours(lambda ops, *q, w=weight: ops.mixture_log_prob(*q, w.to(q[0])))
         leaves = [Leaf((batch, latents)), *_latent(k, latents)]
         given = functions | {"distributions": mixture_of_torch}
         yield Case("pairs", "mixture_log_prob", leaves, given, passes=PASSES)
