@@ -33,10 +33,10 @@ def speed(folders: dict[str, Path]) -> str:
     parts = ["fastvae's time, and how many times as long the same takes otherwise."]
     for name, folder in folders.items():
         found = json.loads((folder / "results.json").read_text())
-        titles = [report.SUITES[suite] for suite in ("steps", "ops")]
-        parts += [
-            f"**{title}**\n\n{text}" for title, text in report.sections(found) if title in titles
-        ]
+        for section in report.sections(found):
+            title, _, text = section.partition("\n")
+            if title in (report.SUITES["steps"], report.SUITES["ops"]):
+                parts += [f"**{title}**\n{text}"]
         pictures = [plot for plot in ("steps.png", "growth.png") if (folder / plot).exists()]
         parts += [f"![{report.PLOTS[plot]}]({name}/{plot})" for plot in pictures]
         parts += ["\n".join(f"* {line}" for line in report.notes(found))]
@@ -52,7 +52,7 @@ def summary(folders: dict[str, Path]) -> str:
     ]
     for folder in folders.values():
         found = json.loads((folder / "results.json").read_text())
-        frame = report.rows_of(found).query("baseline in @BASELINES and cache == 'warm'")
+        frame = report.rows_of(found).query("baseline in @BASELINES")
         ops = frame[(frame["pass"] == "both") & (frame.dtype == "float32")].query(
             "suite in ['ops', 'likelihoods', 'terms', 'pairs'] and shape in @SHAPES"
         )

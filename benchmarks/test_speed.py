@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae.bench import timing
-from fastvae.bench.cases import Case, op_cases
-from fastvae.bench.timing import Timed, Torch
+from fastvae.bench.cases import Case, Timed, compiled, op_cases
 
 SECONDS = 0.5  # for each benchmark, as nearly as whole rounds allow
 
@@ -54,12 +52,10 @@ ROWS = [
 @pytest.mark.parametrize("case, which, name", ROWS)
 def test_speed(benchmark: Any, device: str, case: Case, which: str, name: str) -> None:
     benchmark.group = f"{case} {which}"
-    inputs = case.inputs(device)
     # Always the same one is compiled, unlike the command's: stored runs have to be comparable.
     torch._dynamo.reset()
-    plain = case.functions.get("functional", case.functions["eager"])
-    function = timing.compiled(plain) if name == "compile" else case.functions[name]
-    implementation = Torch(function, inputs, case.upstream(inputs))
-    problem = case.wrong(name, implementation)
+    make, plain = case.start(device), "functional" if "functional" in case.functions else "eager"
+    implementation = make(plain, compiled) if name == "compile" else make(name)
+    problem = case.wrong(implementation)
     assert not problem, problem
     _measure(benchmark, implementation.timed(which), device)

@@ -107,11 +107,11 @@ def pytest_sessionfinish(session: Any) -> None:
 
 
 def figures(on: str) -> None:
-    from fastvae.bench.cases import BOTH, FORWARD, latent, objective
-    from fastvae.bench.timing import Device, Timed, Torch
+    from fastvae.bench.cases import BOTH, FORWARD, Timed, latent, objective
+    from fastvae.bench.run import Device
 
     device, cuda, cases = Device(on), on == "cuda", []
-    copy = statistics.median(device.copy_bandwidth())
+    copy = device.copy_bandwidth()
     record("a copy", "passed", f"{copy / 1e9:.0f} GB/s")
     sizes = [(128, 784), (1 << 16 if cuda else 8, 1 << 10)]
     for (batch, n), dtype in itertools.product(sizes, (torch.float32, torch.bfloat16)):
@@ -125,11 +125,11 @@ def figures(on: str) -> None:
             continue
         record(name, "begun")
         try:
-            inputs = case.inputs(device.torch_device)
-            function = case.functions["fastvae"]
+            made = case.start(device.torch_device)("fastvae")
             if cuda:
-                function = torch.cuda.make_graphed_callables(function, tuple(inputs))
-            call = Torch(function, inputs, case.upstream(inputs)).timed(which).call
+                inputs = tuple(made.inputs)
+                made.function = torch.cuda.make_graphed_callables(made.function, inputs)
+            call = made.timed(which).call
             repeated = Timed(lambda _, call=call: [call(None) for _ in range(repeats)])
             times = [device.time(repeated) / repeats for _ in range(9)]
             rate = case.least_bytes(which) / (median := statistics.median(times[2:]))

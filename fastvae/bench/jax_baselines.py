@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 # Or it takes three quarters of a GPU's memory at the first call. Before the import, or it has no effect.
@@ -13,16 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import Tensor
 
-from fastvae.bench.cases import Case
-from fastvae.bench.timing import BOTH, FORWARD, Timed
-
-
-def why_not(device: torch.device) -> str | None:
-    """Why JAX cannot be compared on `device`, or None."""
-    found, wanted = jax.default_backend(), {"cuda": "gpu"}.get(device.type, device.type)
-    return None if found == wanted else f"this JAX computes on {found}, not on {wanted}"
+from fastvae.bench.cases import BOTH, FORWARD, Case, Timed, as_tuple, composed
 
 
 def _kl(mu: Any, logvar: Any) -> Any:
@@ -34,64 +25,43 @@ def _recon(recon_x: Any, x: Any) -> Any:
     return jnp.sum((recon_x.astype(jnp.float32) - x.astype(jnp.float32)) ** 2) / x.shape[0]
 
 
-def _sample(mu: Any, logvar: Any, eps: Any) -> Any:
-    return mu + jnp.exp(0.5 * logvar) * eps
-
-
-FUNCTIONS: dict[str, Any] = {
-    "vae_loss": lambda y, x, *q: (_recon(y, x) + _kl(*q),),
-    "vae_loss: after a sigmoid": lambda y, x, *q: (_recon(jax.nn.sigmoid(y), x) + _kl(*q),),
-    "reconstruction_loss": lambda y, x: (_recon(y, x),),
-    "kl_normal": lambda mu, logvar: (_kl(mu, logvar),),
-    "reparameterize": lambda mu, logvar, eps: (_sample(mu, logvar, eps),),
-    "sample_and_kl": lambda mu, logvar, eps: (_sample(mu, logvar, eps), _kl(mu, logvar)),
-    "noise": lambda mu, logvar, eps: (eps,),
-}
+FUNCTIONS = composed(_recon, _kl, lambda mu, logvar, eps: mu + jnp.exp(0.5 * logvar) * eps)
+FUNCTIONS["vae_loss: after a sigmoid"] = lambda y, x, *q: _recon(jax.nn.sigmoid(y), x) + _kl(*q)
 
 
 class Jax:
     """An op in JAX. Noise is drawn inside the jitted function, from a seed that is another in every call."""
 
-    def __init__(self, case: Case, inputs: list[Tensor], upstream: list[Tensor | None]) -> None:
-        self.inputs, self.upstream, self.seed, dtype = inputs, upstream, 0, case.dtype_name
+    def __init__(self, case: Case, inputs: list[torch.Tensor], upstream: list[Any]) -> None:
+        self.inputs, self.upstream, self.seed = inputs, upstream, 0
+        leaves = [jnp.from_dlpack(t.detach()) for t in inputs]
+        flowing = tuple(jnp.ones(()) if u is None else jnp.from_dlpack(u) for u in upstream)
+        self.given, wanted = (leaves, flowing), [t.requires_grad for t in inputs]
+        function, mu = FUNCTIONS[case.name.removesuffix(": eps given")], leaves[0]
 
-        def convert(tensor: Tensor | None) -> Any:
-            if tensor is None:
-                return jnp.ones((), jnp.float32)
-            return jnp.asarray(tensor.detach().float().cpu().numpy(), dtype=dtype)
+        def forward(seed: Any, leaves: Any, _: Any) -> Any:
+            eps = jax.random.normal(jax.random.key(seed), mu.shape, mu.dtype)
+            return as_tuple(function(*leaves, *([eps] if case.noise else [])))
 
-        self.given, self.flowing = (tuple(map(convert, tensors)) for tensors in (inputs, upstream))
-        function, shape = FUNCTIONS[case.label.removesuffix(": eps given")], inputs[0].shape
-        wanted = [i for i, t in enumerate(inputs) if t.requires_grad]
+        def both(seed: Any, leaves: Any, flowing: Any) -> Any:
+            outputs, pull = jax.vjp(lambda *leaves: forward(seed, leaves, None), *leaves)
+            # XLA computes the gradients that are returned.
+            return outputs, [g for g, w in zip(pull(flowing), wanted, strict=True) if w]
 
-        def forward(seed: Any, inputs: Any, _: Any) -> Any:
-            eps = [jax.random.normal(jax.random.key(seed), shape, dtype)] if case.noise else []
-            return function(*inputs, *eps)
-
-        def both(seed: Any, inputs: Any, flowing: Any) -> Any:
-            outputs, pull = jax.vjp(lambda *leaves: forward(seed, leaves, None), *inputs)
-            gradients = pull(flowing)  # of which XLA computes those that are returned
-            return outputs, [gradients[i] for i in wanted]
-
-        jitted = {FORWARD: jax.jit(forward), BOTH: jax.jit(both)}
-        self.compiled = {n: f.lower(*self.arguments()).compile() for n, f in jitted.items()}
-
-    def arguments(self) -> tuple[Any, ...]:
-        self.seed += 1
-        return np.uint32(self.seed), self.given, self.flowing
-
-    def call(self, which: str, arguments: Any) -> Any:
-        return jax.block_until_ready(self.compiled[which](*arguments))  # type: ignore[no-untyped-call]
+        self.jitted = {FORWARD: jax.jit(forward), BOTH: jax.jit(both)}
 
     def timed(self, which: str) -> Timed | None:
-        """There is no backward pass by itself. Memory is what XLA's compiler plans for results and temporaries."""
-        if which not in self.compiled:
-            return None
-        plan = self.compiled[which].memory_analysis()
-        peak = plan and plan.output_size_in_bytes + plan.temp_size_in_bytes
-        return Timed(partial(self.call, which), self.arguments, host_clock=True, peak_bytes=peak)
+        """There is no backward pass by itself."""
+
+        def seed() -> Any:
+            self.seed += 1
+            return np.uint32(self.seed)
+
+        def call(seed: Any) -> Any:
+            return jax.block_until_ready(self.jitted[which](seed, *self.given))  # type: ignore[no-untyped-call]
+
+        return Timed(call, seed, foreign=True) if which in self.jitted else None
 
     def both(self) -> Any:
-        arrays = jax.tree.map(np.array, self.call(BOTH, self.arguments()))
-        device = self.inputs[0].device
-        return jax.tree.map(lambda a: torch.tensor(a.astype("float32"), device=device), arrays)
+        made: Any = self.timed(BOTH)
+        return jax.tree.map(torch.utils.dlpack.from_dlpack, made.call(made.setup()))

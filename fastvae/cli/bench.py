@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -31,21 +30,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--quick", action="store_true", help="a few rows, in less than a minute")
-    add("--ops", nargs="+", metavar="OP", help="functions of fastvae, noise, steps (default: all)")
+    add("--ops", nargs="+", metavar="OP", help="functions of fastvae, steps (default: all)")
     limit = "for everything: rows get shorter, then the last are dropped, and the output says so"
-    add("--seconds", type=_positive, metavar="S", help=limit)
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
+    add("--seconds", type=float, metavar="S", help=limit)
     add("--json", type=Path, metavar="FILE", help="write machine and rows")
     folder = "write all: results.json, results.csv, pictures, a page"
     add("--results", type=Path, metavar="DIR", help=folder)
     parser.set_defaults(run=run)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"needs a number above 0, got {text}")
-    return value
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -57,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         import tabulate  # noqa: F401
 
-        from fastvae.bench import report, timing
+        from fastvae.bench import report
         from fastvae.bench import run as bench
     except ModuleNotFoundError as error:
         return _fail(f"needs {error.name}: pip install {' '.join(EXTRA)}")
     if unknown := set(args.ops or ()) - set(bench.OPS):
         return _fail(f"--ops takes {', '.join(bench.OPS)}, but got {', '.join(unknown)}", 2)
     try:
-        device = timing.Device(args.device)
+        device = bench.Device(args.device)
         probe = torch.zeros(1, 1, device=device.torch_device)
         fastvae.kl_normal(probe, probe)
         for folder in (args.results, args.json and args.json.parent):
@@ -72,13 +63,11 @@ def run(args: argparse.Namespace) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, AssertionError, OSError) as error:
         return _fail(f"cannot run on {args.device!r}: {error}", 2)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     entries = bench.plan(device, args.quick, args.ops or bench.OPS)
     row_seconds = QUICK_SECONDS if args.quick else bench.SECONDS
     result = bench.run(device, entries, row_seconds, args.seconds)
     found = report.report(result, args.words)
-    report.print_tables(found)
+    print("\n\n".join([*report.sections(found, every=True), "\n".join(report.notes(found))]))
     if not found["rows"]:
         return _fail("nothing was timed; see above")
     if args.json:
