@@ -63,13 +63,12 @@ class Vae(nn.Module):
     def alone(self, kind: str, x: Tensor) -> tuple[list[Tensor], Function]:
         """What the networks make, and the objective and the sample of it."""
         mu, logvar = self.encoder(x).chunk(2, dim=1)
-        y = self.decoder(mu.detach())
 
-        def objective() -> Any:
-            z = OPS[kind].reparameterize(mu, logvar)
-            return self.objective(kind, y, x, z, mu, logvar), z
+        def objective(y: Tensor, *q: Tensor) -> Any:
+            z = OPS[kind].reparameterize(*q)
+            return self.objective(kind, y, x, z, *q), z
 
-        return [y, mu, logvar], objective
+        return [self.decoder(mu), mu, logvar], objective
 
 
 class Scvi(nn.Module):
@@ -95,21 +94,19 @@ class Scvi(nn.Module):
         return losses.loss, inference["z"], inference["qz"].loc, inference["qz"].scale
 
     def alone(self, kind: str, x: Tensor) -> tuple[list[Tensor], Function]:
-        with torch.no_grad():
-            inference, generative, _ = self.module(self.batch(x))
+        inference, generative, _ = self.module(self.batch(x))
         px, qz = generative["px"], inference["qz"]
         given = {n: getattr(px, n) for n in ("mu", "theta", "zi_logits") if hasattr(px, n)}
         given["theta"] = given["theta"][0]  # one for each gene, which px has expanded
-        leaves = [t.clone().requires_grad_() for t in (qz.loc, qz.scale, *given.values())]
 
-        def objective() -> Any:
+        def objective(loc: Tensor, scale: Tensor, *of_counts: Tensor) -> Any:
             with self.patched(kind):
                 counts = getattr(importlib.import_module("scvi.distributions"), type(px).__name__)
-                made, q = counts(**dict(zip(given, leaves[2:], strict=True))), Normal(*leaves[:2])
+                made, q = counts(**dict(zip(given, of_counts, strict=True))), Normal(loc, scale)
                 arguments = inference | {"qz": q}, generative | {"px": made}
                 return self.module.loss(self.batch(x), *arguments).loss, q.rsample()
 
-        return leaves, objective
+        return [qz.loc, qz.scale, *given.values()], objective
 
 
 def mlp(pixels: int, hidden: int, latents: int) -> Vae:
@@ -174,9 +171,11 @@ class Step:
         """The step; or the objective without the networks, forward and backward, where it is not compiled."""
         if which == STEP or self.how:
             return Timed(self) if which == STEP else None
-        made, objective = self.model.alone(self.kind, self.x)
-        flowing = [None, torch.randn_like(objective()[1])]
-        return Timed(lambda _: torch.autograd.grad(objective(), made, flowing, retain_graph=True))
+        with torch.no_grad():
+            made, objective = self.model.alone(self.kind, self.x)
+        leaves = [t.detach().clone().requires_grad_() for t in made]
+        flowing = torch.randn_like(objective(*leaves)[1])
+        return Timed(lambda _: torch.autograd.grad(objective(*leaves), leaves, [None, flowing]))
 
     def wrong(self) -> str:
         """What is wrong, or "": loss and gradients against the same networks and noise in float64."""
