@@ -100,18 +100,16 @@ void sum_in_chunks(const Sums& sums, int64_t numel, int64_t chunk, int64_t grain
   }
 }
 
-// Writes a folded result, whose sums are in `folds`, one row for each slab.
-void put_folded(const View& view, const PassArgs& args, bool is_value, const std::vector<double>& folds, int64_t slabs,
-                int64_t row, int64_t first) {
+// Writes a folded result, whose sums start at folds[first].
+void put_folded(const View& view, const PassArgs& args, bool is_value, const std::vector<double>& folds,
+                int64_t first) {
   // If a gradient may have been kept, it is rounded before it is multiplied by the upstream gradient.
   const double upstream = args.may_be_kept && !is_value && args.upstream.data != nullptr
                               ? value_of({args.upstream.data, args.upstream.dtype})
                               : 1;
   const double divisor = is_value ? args.sums.divisor * value_of(args.sums.divisor_at) : 1;
   for (int64_t i = 0; i < folded_size(view); ++i) {
-    double sum = 0;
-    for (int64_t s = 0; s < slabs; ++s) sum += folds[s * row + first + i];
-    write(view.data, view.dtype, i, sum / divisor);
+    write(view.data, view.dtype, i, folds[first + i] / divisor);
     if (upstream != 1) write(view.data, view.dtype, i, value_of({view.data, view.dtype}, i) * upstream);
   }
 }
@@ -135,12 +133,15 @@ void run_folded(const PassArgs& args, int64_t folded, int64_t grain) {
     for (const double one : sums) sum += one;
     put(args.sums, 0, sum);
   }
+  // Slab by slab. The sums of one element may all lie in the same set of the cache.
+  for (int64_t s = 1; s < slabs; ++s)
+    for (int64_t i = 0; i < folded; ++i) folds[i] += folds[s * folded + i];
   int64_t first = 0;
   for (const View& d : args.d) {
-    put_folded(d, args, false, folds, slabs, folded, first);
+    put_folded(d, args, false, folds, first);
     first += folded_size(d);
   }
-  put_folded(args.value, args, true, folds, slabs, folded, first);
+  put_folded(args.value, args, true, folds, first);
 }
 
 }  // namespace
