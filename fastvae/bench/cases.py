@@ -183,8 +183,10 @@ class Case:
 def off(pairs: Iterable[tuple[str, Any, Any]], limit: float) -> str:
     """What is further from its true value than the limit, relative to the largest, or ""."""
     for name, got, want in pairs:
+        if got is None or got.shape != want.shape:
+            return f"{name} is missing, or of another shape"
         error = (got.detach().double() - want).abs().max() / want.abs().max().clamp_min(1e-30)
-        if got.shape != want.shape or not error <= limit:
+        if not error <= limit:
             return f"{name} is off by {error.item():.2g} of its largest value"
     return ""
 
