@@ -116,7 +116,7 @@ class Block {
         C(m.channels),
         parameters(parameters_of(m)),
         mixture_(m),
-        memory_((2 * parameters + 13 * K + 7) * kPixels + 64 / sizeof(T)) {
+        memory_((2 * parameters + 14 * K + 7) * kPixels + 64 / sizeof(T)) {
     T* next = memory_.data();
     while (!is_aligned(next)) ++next;
     const auto take = [&](Rows<T>& rows, int count) {
@@ -130,11 +130,14 @@ class Block {
     take(value, 1);
     take(tanh_, 3 * K);
     take(tanh_low_, 3 * K);
-    for (Rows<T>* rows : {&exponent_, &ratio_, &slope_, &b_, &y_, &tail_b_, &tail_y_}) take(*rows, K);
+    for (Rows<T>* rows : {&exponent_, &ratio_, &slope_, &b_, &y_, &tail_b_, &tail_y_, &f_}) take(*rows, K);
   }
 
   const int K, C, parameters;
   Rows<T> in, d, x, d_x, value;
+  // The next block's memory, if its pixels' channels are adjacent. It is requested little by little: the processor
+  // cannot wait for many lines at a time.
+  const char *ahead = nullptr, *ahead_end = nullptr;
 
   // A vector of pixels from j on. factor(derivative, i) gives the gradient of the parameters (i = 0) or of x (i = 1).
   template <class Factor>
@@ -179,12 +182,14 @@ class Block {
         const Tails<V> tails = tails_of(Edges<V>{zero, load(b_, k), load(y_, k)});
         store(tail_b_, k, tails.b);
         store(tail_y_, k, tails.y);
+        store(f_, k, tails.f);
       }
       for (int k = 0; k < K; ++k) {
         const int row = mean_row(mixture_, c) + k;
-        const LogisticBin<V> bin =
-            logistic_bin(Edges<V>{load(slope_, k), load(b_, k), load(y_, k)},
-                         Tails<V>{load(tail_b_, k), load(tail_y_, k)}, load(in, row + K), half_width, least);
+        for (int line = 0; line < 4 && ahead < ahead_end; ++line, ahead += 64) __builtin_prefetch(ahead);
+        const LogisticBin<V> bin = logistic_bin(Edges<V>{load(slope_, k), load(b_, k), load(y_, k)},
+                                                Tails<V>{load(tail_b_, k), load(tail_y_, k), load(f_, k)},
+                                                load(in, row + K), half_width, least);
         store(exponent_, k, c == 0 ? bin.exponent : load(exponent_, k) + bin.exponent);
         store(ratio_, k, c == 0 ? bin.ratio : load(ratio_, k) * bin.ratio);
         if (kGradient) {
@@ -235,7 +240,7 @@ class Block {
  private:
   const Mixture& mixture_;
   std::vector<T> memory_;
-  Rows<T> tanh_, tanh_low_, exponent_, ratio_, slope_, b_, y_, tail_b_, tail_y_;
+  Rows<T> tanh_, tanh_low_, exponent_, ratio_, slope_, b_, y_, tail_b_, tail_y_, f_;
 };
 
 template <class T, bool kGradient>
@@ -251,6 +256,10 @@ void mixture_as(const MixtureArgs& args, int64_t begin, int64_t end, double* sum
     const int n = end - i < kPixels ? static_cast<int>(end - i) : kPixels;
     read_rows(args.in[0], args.step[0], block.parameters, i, n, block.in);
     read_rows(args.in[1], args.step[1], block.C, i, n, block.x);
+    if (const View& y = args.in[0]; y.dims == 1 && y.stride[0] == block.parameters && y.dtype == kDType<T>) {
+      block.ahead = static_cast<const char*>(y.data) + (i + n) * block.parameters * sizeof(T);
+      block.ahead_end = block.ahead + n * block.parameters * sizeof(T);
+    }
     const T *w = weight.read(i, n), *up = upstream.read(i, n);
     for (int j = 0; j < n; j += V::kLanes) {
       const V zero(T(0)), here = w == nullptr ? V(T(1)) : V::load(w + j);

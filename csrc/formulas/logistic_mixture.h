@@ -83,7 +83,7 @@ struct Edges {
 };
 template <class T>
 struct Tails {
-  T b, y;  // e^-|b|, e^-y
+  T b, y, f;  // e^-|b|, e^-y, and 1 - e^-y or, for a small y, (1 - e^-y) / y
 };
 // log P is log(ratio) - exponent. The ratio is far from 0 and from infinity, so that a few ratios can be multiplied
 // before a logarithm is taken. The derivatives are by d = x - mean and by the log-scale.
@@ -109,9 +109,16 @@ FASTVAE_INLINE Edges<T> edges_of(T d, T log_scale, T edge, T half_width, T least
 template <class T>
 FASTVAE_INLINE Tails<T> tails_of(const Edges<T>& e) {
   using S = ScalarOf<T>;
+  const T one(S(1)), y = e.y;
   const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(): its derivative at 0 is 0
-  const T y = select(e.y < T(kFar<S>), exponential_of_normal(-e.y), T(S(0)));
-  return {exponential_of_normal(-at_most(size, T(S(60)))), y};
+  const T f = multiply_add(-y, Constants<S>::exp_tail(-y), one);
+  Tails<T> tails{exponential_of_normal(-at_most(size, T(S(60)))), multiply_add(-y, f, one), f};
+  const auto large = y > T(S(0.25));
+  if (!any_of(large, y)) return tails;
+  const T far = select(y < T(kFar<S>), exponential_of_normal(-y), T(S(0)));
+  tails.y = select(large, far, tails.y);
+  tails.f = select(large, one - far, f);
+  return tails;
 }
 
 template <class T>
@@ -121,17 +128,17 @@ FASTVAE_INLINE LogisticBin<T> logistic_bin(const Edges<T>& e, const Tails<T>& ta
   const T zero(S(0)), one(S(1)), b = e.b, y = e.y, t = tails.b, E = tails.y, width = half_width + half_width;
   const auto positive = b > zero;
   const T n = select(positive, one, t), w = select(positive, t, one);  // e^-b = w / n
-  // f is 1 - E or, for a small y, (1 - E) / y. Then y = width e^-s comes back: s in the exponent, width in the ratio.
-  const auto small = y < T(S(0.25));
-  const T f = select(small, multiply_add(-y, Constants<S>::exp_tail(-y), one), one - E);
+  // If f is (1 - E) / y, then y = width e^-s comes back: s in the exponent, width in the ratio.
+  const auto large = y > T(S(0.25));
+  const T f = tails.f;
   const T u = one + t, m = multiply_add(E, w, n), mu = m * u;
   const T q = quotient(one, mu * f), fq = f * q;
   const T sigma_a = (E * w) * (u * fq), sigma_b = n * (m * fq);  // sigma(-a), sigma(b)
   const T near = at_least(b, T(S(-60)));
   const T by_log_scale =
-      (near * sigma_b - at_most(near + y, T(kFar<S>)) * sigma_a) - (select(small, one, y) * E) * (mu * q);
-  return {select(positive, b, zero) + select(small, at_least(log_scale, least), zero),
-          (select(small, width, one) * f) * (f * (n * q)), e.slope * (sigma_a - sigma_b),
+      (near * sigma_b - at_most(near + y, T(kFar<S>)) * sigma_a) - (select(large, y, one) * E) * (mu * q);
+  return {select(positive, b, zero) + select(large, zero, at_least(log_scale, least)),
+          (select(large, one, width) * f) * (f * (n * q)), e.slope * (sigma_a - sigma_b),
           select(log_scale < least, zero, by_log_scale)};
 }
 
