@@ -35,6 +35,8 @@ void functions_of(cpu::Function function, const void* const* x, void* out, int64
       return run([](V a, V, V) { return exp_parts(a).expm1; });
     case cpu::Function::expm1_minus:
       return run([](V a, V, V) { return exp_parts(a).expm1_minus; });
+    case cpu::Function::expm1_of_negative:
+      return run([](V a, V, V) { return exp_with_expm1(a).expm1; });
     case cpu::Function::logarithm:
       return run([](V a, V, V) { return logarithm(a); });
     case cpu::Function::log1p:

@@ -11,6 +11,7 @@ enum class Function : int {
   exponential_of_log_weight,
   expm1,
   expm1_minus,
+  expm1_of_negative,
   logarithm,
   log1p,
   sine,

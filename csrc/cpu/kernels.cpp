@@ -91,32 +91,56 @@ template <class T, class F, bool kGradient, int N>
 FASTVAE_INLINE void run_formula(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras,
                                 const Gradient<T>* gradient) {
   using V = Vec<T>;
-  for_each_vector<T, false>(n, [&](int j) __attribute__((always_inline)) {
-    V x[N], weight;
-    for (int k = 0; k < N; ++k) x[k] = V::load(run.from[k] + j);
-    if (run.weight != nullptr) weight = V::load(run.weight + j);
-    const auto terms = element<F>(x, extras, run.weight == nullptr ? nullptr : &weight, static_cast<const V*>(nullptr));
-    terms.value.store(run.value + j);
-    for (int k = 0; kGradient && k < N; ++k) {
-      const T* upstream = run.upstream == nullptr ? nullptr : run.upstream + j;
-      if (run.to[k] != nullptr) gradient[k](terms.d[k], upstream).store(run.to[k] + j);
-    }
-  });
+  const auto loop = [&](auto plain) __attribute__((always_inline)) {
+    for_each_vector<T, false>(n, [&](int j) __attribute__((always_inline)) {
+      V x[N], weight;
+      for (int k = 0; k < N; ++k) x[k] = V::load(run.from[k] + j);
+      Terms<V, N> terms;
+      if constexpr (plain) {
+        terms = F::at(x, extras.number);
+      } else {
+        if (run.weight != nullptr) weight = V::load(run.weight + j);
+        terms = element<F>(x, extras, run.weight == nullptr ? nullptr : &weight, static_cast<const V*>(nullptr));
+      }
+      terms.value.store(run.value + j);
+      for (int k = 0; kGradient && k < N; ++k) {
+        const T* upstream = plain || run.upstream == nullptr ? nullptr : run.upstream + j;
+        if (run.to[k] != nullptr) gradient[k](terms.d[k], upstream).store(run.to[k] + j);
+      }
+    });
+  };
+  if constexpr (F::kLight) {
+    if (run.weight == nullptr && run.upstream == nullptr && !extras.has_scale && !extras.has_constant)
+      return loop(std::true_type());
+  }
+  loop(std::false_type());
 }
+
+// For each byte: the places of its bits that are set, first to last.
+struct BitPlaces {
+  uint8_t count[256] = {}, place[256][8] = {};
+  constexpr BitPlaces() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) place[byte][count[byte]++] = static_cast<uint8_t>(bit);
+  }
+};
+constexpr BitPlaces kBits;
 
 // For data that are mostly 0: computes at_zero for all elements of a block, then at_positive for the others, packed. If
 // more than half are not 0, packing costs more than it saves, and both parts run in one loop. (That loop is compiled
 // only for gradients in float, to save the compiler's time.)
 template <class T, class F, bool kGradient, int N>
 void run_sparse(const Run<T, N>& run, int n, const Extras<Vec<T>>& extras, const Gradient<T>* gradient) {
-  int index[kBlock], count = 0;
+  int index[kBlock + 8], count = 0;
   constexpr int lanes = Vec<T>::kLanes;
-  const int last = (n + lanes - 1) / lanes * lanes;  // from n to here the data are 0
-  for (int j = 0; j < n; j += 64) {
-    uint64_t bits = 0;
-    for (int k = 0; k < 64 && j + k < last; k += lanes)
-      bits |= uint64_t(bits_of(Vec<T>::load(run.from[1] + j + k) != Vec<T>(0))) << k;
-    for (; bits != 0; bits &= bits - 1) index[count++] = j + __builtin_ctzll(bits);
+  for (int j = 0; j < n; j += lanes) {  // from n to the last vector's end the data are 0
+    uint32_t bits = bits_of(Vec<T>::load(run.from[1] + j) != Vec<T>(0));
+    for (int k = 0; k < lanes; k += 8, bits >>= 8) {
+      const int byte = bits & 255;
+      for (int l = 0; l < 8; ++l) index[count + l] = j + k + kBits.place[byte][l];
+      count += kBits.count[byte];
+    }
   }
   if constexpr (kGradient && sizeof(T) == sizeof(float)) {
     if (2 * count > n) return run_formula<T, F, kGradient>(run, n, extras, gradient);

@@ -26,9 +26,11 @@ struct OfCounts : Formula {
   }
 };
 
-// One part of F: at_zero alone, or at_positive alone.
+// One part of F: at_zero alone, or at_positive alone. The first is so light that a loop without extras is worth it.
 template <class F, bool kZero>
 struct Restricted : F {
+  static constexpr bool kLight = kZero;
+
   template <class T, int n>
   static FASTVAE_INLINE Terms<T, n> at(const T (&in)[n], const T*) {
     if constexpr (kZero) {

@@ -95,6 +95,28 @@ struct NegativeBinomialLogits : OfCounts<NegativeBinomialLogits> {
   }
 };
 
+// What `rounded`, the value of NegativeBinomial::at_zero with its sign changed, lacks of log P(0) = theta log q: the
+// rounding errors of q, of its logarithm and of the product.
+template <class T>
+FASTVAE_INLINE T lost_at_zero(T mu, T theta, T rounded) {
+  using S = ScalarOf<T>;
+  using C = Constants<S>;
+  theta = theta_within_limits(theta);
+  const T sum = theta + mu, per = quotient(T(1), sum), q = theta * per, p = mu * per;
+  const T back = sum - theta, of_sum = (theta - (sum - back)) + (mu - back);  // Knuth's two-sum
+  // The logarithm is high + low + g + tail.
+  constexpr int kUp = C::kMantissa + 1;
+  const auto s = split<kUp>(q * T(S(uint64_t(1) << kUp)));
+  const auto near = s.n == T(0);
+  const T g = select(near, -p, s.m - T(1)), tail = g * g * C::log_polynomial(g);
+  const T high = s.n * T(C::kLn2Hi), low = s.n * T(C::kLn2Lo), first = g + tail, second = first + low;
+  const T log = log_parts_of_probability(q, -p).log;
+  const T of_log = ((high - log) + second) + ((low - (second - first)) + (tail - (first - g)));
+  const T of_q = select(near, multiply_add(p, sum, -mu) + p * of_sum, multiply_add(-q, sum, theta) - q * of_sum);
+  const T lost = multiply_add(theta, log, -rounded) + multiply_add(theta, of_log, of_q);
+  return select(lost == lost, lost, T(0));  // NaN where log P(0) is infinite
+}
+
 // A count is set to 0 with the probability sigmoid(l), l = zero_logits: P(0) = (a + b q^theta) / (a + b), where a and b
 // are 1 and e^-|l| (l < 0: reversed). (Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018.)
 struct ZeroInflated : OfCounts<ZeroInflated> {
@@ -107,11 +129,19 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
     using S = ScalarOf<T>;
     const T l = in[3], zero = T(0), one = T(1), t = exponential_of_negative(-absolute(l));
     const Terms<T, 3> nb = NegativeBinomial::at_zero<T>({in[0], in[1], in[2]});
-    const T log_nb = -nb.value, e = exponential_of_negative(log_nb);
+    const T log_nb = -nb.value;
+    const ExpWithExpm1<T> power = exp_with_expm1(log_nb);
+    T e = power.exp, e_minus_one = power.expm1;
+    const auto deep = log_nb < T(S(-2));  // here a rounding error of log_nb is a larger relative error of e
+    if (any_of(deep, l)) {
+      const T lost = select(deep, e * lost_at_zero(in[0], in[2], log_nb), zero);
+      e = e + lost;
+      e_minus_one = e_minus_one + lost;
+    }
     const auto negative = l < zero;
     const T a = select(negative, t, one), b = select(negative, one, t), per = quotient(one, one + t);
     const T share = multiply_add(b, e, a), per_share = quotient(one, share);
-    const T other = b * exp_parts(log_nb, e).expm1 * per;  // P(0) - 1
+    const T other = b * e_minus_one * per;  // P(0) - 1
     const T zeros = share * per;
     T value = -log_parts_of_probability(zeros, other).log, rho = b * e * per_share, d_logit = a * per_share * other;
     const auto tiny = zeros < T(S(1e-30));  // the terms of P(0) underflow, their logarithms do not

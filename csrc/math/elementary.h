@@ -196,6 +196,25 @@ FASTVAE_INLINE ExpParts<T> exp_parts(T x) {
   return exp_parts(x, exponential(x));
 }
 
+// e^x and e^x - 1 for x <= 0, each to a few units of rounding. Results below the normal numbers are 0.
+template <class T>
+struct ExpWithExpm1 {
+  T exp;
+  T expm1;
+};
+
+template <class T>
+FASTVAE_INLINE ExpWithExpm1<T> exp_with_expm1(T x) {
+  using C = Constants<ScalarOf<T>>;
+  using Int = typename Traits<T>::Int;
+  const T shift = T(C::kRound + C::kBias);
+  x = at_least(x, T(C::kExpZero));
+  const T t = multiply_add(x, T(C::kLog2E), shift), n = t - shift;
+  const T r = multiply_add(n, T(-C::kLn2Lo), multiply_add(n, T(-C::kLn2Hi), x));
+  const T power = bit_cast<T>(bit_cast<Int>(t) << C::kMantissa), rest = multiply_add(r * r, C::exp_tail(r), r);
+  return {multiply_add(power, rest, power), multiply_add(power, rest, power - T(1))};
+}
+
 // x / 2^kScale, for a positive normal x, as 2^n m with m in [sqrt(1/2), sqrt(2)).
 template <class T>
 struct Split {

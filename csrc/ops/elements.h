@@ -5,6 +5,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/neg.h>
@@ -12,8 +13,7 @@
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/where.h>
 
-#include "../formulas/formula.h"
-#include "../math/gamma.h"
+#include "../formulas/negative_binomial.h"
 
 namespace fastvae {
 
@@ -124,6 +124,16 @@ LogParts<Elements<S>> log_parts(const Elements<S>& whole, const Elements<S>& f) 
 template <class S>
 LogParts<Elements<S>> log_parts_of_probability(const Elements<S>& whole, const Elements<S>& f) {
   return log_parts(whole, f);
+}
+
+template <class S>
+ExpWithExpm1<Elements<S>> exp_with_expm1(const Elements<S>& x) {
+  return {Elements<S>(at::exp(x.tensor)), Elements<S>(at::expm1(x.tensor))};
+}
+
+template <class S>  // its derivative is 0
+Elements<S> lost_at_zero(const Elements<S>&, const Elements<S>&, const Elements<S>&) {
+  return Elements<S>(S(0));
 }
 
 }  // namespace fastvae

@@ -13,9 +13,9 @@ namespace {
 
 cpu::Function parse_function(c10::string_view name) {
   constexpr const char* kNames[] = {"multiply_add", "exponential", "exponential_of_log_weight",
-                                    "expm1",        "expm1_minus", "logarithm",
-                                    "log1p",        "sine",        "cosine",
-                                    "delta",        "chi"};
+                                    "expm1",        "expm1_minus", "expm1_of_negative",
+                                    "logarithm",    "log1p",       "sine",
+                                    "cosine",       "delta",       "chi"};
   for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
     if (name == kNames[i]) return static_cast<cpu::Function>(i);
   TORCH_CHECK_VALUE(false, "fastvae.elementary: there is no function ", name);
