@@ -204,8 +204,7 @@ def _free_bits(op: str, free_bits: float, per: str, reduction: str) -> tuple[flo
 
 def _at_least(kl: Tensor, free_bits: float, batch: int, reduction: str) -> Tensor:
     """The sum over the latents, each of which counts at least `free_bits`."""
-    floor = kl.new_zeros(()) + free_bits
-    total = torch.where(kl < floor, floor, kl).sum()
+    total = torch.threshold(kl, free_bits, free_bits).sum()  # keeps a NaN and its gradient, unlike clamp
     if reduction == "batchmean":
         return total
     return total * batch if batch else torch.zeros_like(total)
