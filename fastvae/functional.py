@@ -204,7 +204,9 @@ def _free_bits(op: str, free_bits: float, per: str, reduction: str) -> tuple[flo
 
 def _at_least(kl: Tensor, free_bits: float, batch: int, reduction: str) -> Tensor:
     """The sum over the latents, each of which counts at least `free_bits`."""
-    total = torch.threshold(kl, free_bits, free_bits).sum()  # keeps a NaN and its gradient, unlike clamp
+    total = torch.threshold(
+        kl, free_bits, free_bits
+    ).sum()  # keeps a NaN and its gradient, unlike clamp
     if reduction == "batchmean":
         return total
     return total * batch if batch else torch.zeros_like(total)
