@@ -194,7 +194,8 @@ def scvi() -> Iterator[None]:
         if isinstance(q, Normal) and isinstance(p, Normal) and q.loc.dim() > 0:
             loc, scale = torch.broadcast_tensors(p.loc, p.scale)
             if loc.shape == q.loc.shape:
-                return kl_normal(q.loc, q.scale, loc, scale, scale="sigma", reduction="none")
+                logvar = 2 * torch.log(q.scale)
+                return kl_normal(q.loc, logvar, loc, 2 * torch.log(scale), reduction="none")
         return plain_kl(q, p)
 
     replaced = [(torch.distributions, "kl_divergence", kl_divergence)]
