@@ -7,6 +7,7 @@
 
 #include "../formulas/logistic_mixture.h"
 #include "blocks.h"
+#include "transpose.h"
 
 FASTVAE_NAMESPACE_BEGIN
 
@@ -19,18 +20,6 @@ struct Rows {
 };
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 64 == 0; }
-
-// to[c][r] = from[r][c]. `rows` and `columns` are multiples of 4.
-inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int rows, int columns) {
-  for (int r = 0; r < rows; r += 4) {
-    for (int c = 0; c < columns; c += 4) {
-      Quad e[4];
-      for (int k = 0; k < 4; ++k) memcpy(&e[k], from + (r + k) * from_stride + c, sizeof(Quad));
-      transpose(e);
-      for (int k = 0; k < 4; ++k) memcpy(to + (c + k) * to_stride + r, &e[k], sizeof(Quad));
-    }
-  }
-}
 
 // Reads all channels of the pixels [i, i + n). `first` is the view of the first channel.
 template <class T>

@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "../cpu/vec.h"
+#include "../cpu/transpose.h"
 #include "pair.h"
 
 FASTVAE_NAMESPACE_BEGIN
@@ -63,11 +63,9 @@ class Rows {
         size(groups * kPairRows),
         count(static_cast<int>(std::min<int64_t>(size, args.rows - first))),
         z(args.dims * size),
-        args_(args),
-        weights_(kPairComponents * size) {
-    const T* from = static_cast<const T*>(args.z) + first * args.dims;
-    for (int64_t d = 0; d < args.dims; ++d)
-      for (int i = 0; i < size; ++i) z[d * size + i] = i < count ? from[i * args.dims + d] : T(0);
+        args_(args) {
+    transpose(static_cast<const T*>(args.z) + first * args.dims, args.dims, static_cast<T*>(z), size, count, args.dims);
+    for (int64_t d = 0; d < args.dims && count < size; ++d) std::fill_n(z + d * size + count, size - count, T(0));
     for (int i = 0; i < size; ++i) base[i] = T(0);
     if (args.log_weight == nullptr) {
       for (int i = 0; i < size; ++i) base[i] = static_cast<T>(args.other);
@@ -139,7 +137,7 @@ class Rows {
     return static_cast<const T*>(args_.log_weight)[(first + i) * args_.components + j];
   }
   const PairwiseArgs& args_;
-  Buffer<T> weights_;
+  alignas(64) mutable T weights_[kPairComponents * kMostRows];
 };
 
 // The exponent of a mixture's or a marginal's term. `weights` are those of these lanes, or nullptr.
@@ -422,9 +420,7 @@ class Backward {
         rows_(args, first_group, groups),
         dz_(args.dims * rows_.size),
         h_(args.marginals ? args.dims * rows_.size : 0),
-        shift_(args.marginals ? args.dims * rows_.size : 0),
-        p_(kPairComponents * rows_.size),
-        dw_(args.dlog_weight != nullptr ? kPairComponents * rows_.size : 0) {
+        shift_(args.marginals ? args.dims * rows_.size : 0) {
     for (int g = 0; g < groups; ++g) {
       const Stats<T> stats(args, first_group + g);
       const int first = g * kPairRows;
@@ -494,9 +490,8 @@ class Backward {
       }
       if (args_.dlog_weight != nullptr) write_weights(block);
     }
-    T* dz = static_cast<T*>(scratch_.dz) + rows_.first * L;
-    for (int i = 0; i < rows_.count; ++i)
-      for (int64_t d = 0; d < L; ++d) dz[i * L + d] = T(-2) * dz_[d * size + i];
+    for (int64_t i = 0; i < L * size; ++i) dz_[i] *= T(-2);
+    transpose(static_cast<const T*>(dz_), size, static_cast<T*>(scratch_.dz) + rows_.first * L, L, L, rows_.count);
   }
 
  private:
@@ -504,19 +499,22 @@ class Backward {
   void shares(const Block<T>& block, const T* weights) {
     const int size = rows_.size;
     if (!args_.joint) {
-      std::fill_n(static_cast<T*>(p_), block.padded * size, T(0));
+      std::fill_n(p_, block.padded * size, T(0));
     } else {
       rows_.distances(block, p_);
+      // A share below this adds no digit to a gradient, but its products are subnormal, which is slow.
+      const V least(Constants<T>::kSmallestNormal * T(int64_t(1) << 40));
       for (int j = 0; j < block.padded; ++j) {
         const T constant = static_cast<const T*>(scratch_.joint)[block.first + j];
         for (int i = 0; i < size; i += V::kLanes) {
           T* at = p_ + j * size + i;
           const V x = joint_exponent(V::load(at), constant, weights == nullptr ? nullptr : weights + j * size + i);
-          (V::load(g_ + i) * exponential_of_log_weight(x - V::load(reference_ + i))).store(at);
+          const V share = exponential_of_log_weight(x - V::load(reference_ + i));
+          (V::load(g_ + i) * select(share < least, V(T(0)), share)).store(at);
         }
       }
     }
-    if (args_.dlog_weight != nullptr) std::copy_n(static_cast<T*>(p_), block.padded * size, static_cast<T*>(dw_));
+    if (args_.dlog_weight != nullptr) std::copy_n(p_, block.padded * size, dw_);
     if (args_.decompose) rows_.for_own(block, [&](int i, int j) { p_[j * size + i] += own_[i]; });
   }
 
@@ -583,7 +581,8 @@ class Backward {
   const PairwiseArgs& args_;
   const PairwiseScratch& scratch_;
   const Rows<T> rows_;
-  Buffer<T> dz_, h_, shift_, p_, dw_;
+  Buffer<T> dz_, h_, shift_;
+  alignas(64) T p_[kPairComponents * kMostRows], dw_[kPairComponents * kMostRows];
   alignas(64) T g_[kMostRows], reference_[kMostRows], own_[kMostRows], from_z_[kMostRows];
 };
 
