@@ -25,7 +25,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	@echo "2/3 Compiling the extension: 12 files of kernels for the CPU, then the rest. It takes some minutes; with CUDA, much longer."
+	@echo "2/3 Compiling the extension: 15 files of kernels for the CPU, then the rest. It takes some minutes; with CUDA, much longer."
 	@$(call COMPILE,$(BIN)/python)
 	@touch $@
 
@@ -91,7 +91,7 @@ gpu-binary: cuda-tree
 
 # Runs the CUDA kernels on the CPU (tests/emulation), to test without a GPU what they read, write and add up.
 EMULATION_TREE := $(VENV)-emulation/tree
-EMULATED := $(patsubst %,tests/test_%.py,autograd counts densities emulation kl_normal layout logistic_mixture noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl scale smoke vae_loss)
+EMULATED := $(patsubst %,tests/test_%.py,autograd counts densities emulation kl_normal layout logistic_mixture multivariate noise numbers pairwise properties reconstruction_loss reparameterize sample_and_kl scale smoke vae_loss)
 # Results that are summed over some dimensions, for every likelihood.
 FOLDED := "float32 and (channel or each_latent or (batchmean and (broadcast or activation)))"
 EMULATION_PYTEST = cd $(EMULATION_TREE) && PYTHONPATH=. $(PYTEST:$(BIN)/%=$(CURDIR)/$(BIN)/%)

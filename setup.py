@@ -74,7 +74,13 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX")
 # Apple's clang has no OpenMP; at::parallel_for is then serial.
 OPENMP = ["-fopenmp"] if IS_LINUX else []
 # Compiled once for each of the instruction sets.
-KERNELS = ("cpu/kernels", "cpu/logistic_mixture", "cpu/functions", "pairwise/kernels")
+KERNELS = (
+    "cpu/kernels",
+    "cpu/logistic_mixture",
+    "cpu/functions",
+    "pairwise/kernels",
+    "multivariate/kernels",
+)
 INSTRUCTION_SETS = {"baseline": []}
 if IS_X86:
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -225,6 +231,7 @@ class Build(BuildExtension):
             *ROOT.glob("csrc/formulas/*.h"),
             *ROOT.glob("csrc/cpu/*.*"),
             *ROOT.glob("csrc/pairwise/*.*"),
+            *ROOT.glob("csrc/multivariate/*.*"),
             ROOT / "setup.py",
         ]
         changed = max(path.stat().st_mtime for path in sources)
@@ -250,6 +257,7 @@ class Build(BuildExtension):
                 ("FASTVAE_KERNELS", f"kernels_{name}"),
                 ("FASTVAE_FUNCTIONS", f"functions_{name}"),
                 ("FASTVAE_PAIRWISE", f"pairwise_{name}"),
+                ("FASTVAE_MULTIVARIATE", f"multivariate_{name}"),
             ],
             extra_postargs=COMMON_FLAGS + KERNEL_FLAGS + INSTRUCTION_SETS[name],
         )
@@ -295,7 +303,8 @@ def formula_sources() -> list[str]:
 
 
 def extension() -> object:
-    sources = ["csrc/library.cpp", "csrc/cpu/dispatch.cpp", "csrc/pairwise/dispatch.cpp"]
+    sources = ["csrc/library.cpp"]
+    sources += [f"csrc/{folder}/dispatch.cpp" for folder in ("cpu", "pairwise", "multivariate")]
     sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/ops/*.cpp"))
     # Torch's headers by op reduce the compile time to a third.
     macros = [("AT_PER_OPERATOR_HEADERS", None)]

@@ -174,6 +174,20 @@ def _pairwise_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0, 0, 0)
 
 
+def _multivariate_normal_rule(
+    info: Any, in_dims: _Dims, mu: Tensor, scale_tril: Tensor, eps: Tensor | None, reduction: int
+) -> Any:
+    tensors = (mu, scale_tril, eps)
+    ops.multivariate_normal(*map(_meta, tensors, in_dims), reduction)
+    stacked = _stacked(info, in_dims, tensors)
+    z, kl = ops.multivariate_normal(*stacked, _SAMPLE + 8)
+    if reduction == _MEAN:
+        kl = _reduced(kl, _SUM, None) / stacked[0][0].numel()
+    elif reduction != _SAMPLE:
+        kl = _reduced(kl, reduction, None)
+    return (z if eps is not None else z.expand(info.batch_size, 0), kl), (0, 0)
+
+
 _rules: list[tuple[Callable[..., Any], str]] = [
     (_reparameterize_rule, "reparameterize"),
     (_elementwise_loss_rule, "elementwise_loss"),
@@ -181,6 +195,7 @@ _rules: list[tuple[Callable[..., Any], str]] = [
     (_logistic_mixture_rule, "logistic_mixture"),
     (_vae_loss_rule, "vae_loss"),
     (_pairwise_rule, "pairwise"),
+    (_multivariate_normal_rule, "multivariate_normal"),
 ]
 for _rule, _name in _rules:
     torch.library.register_vmap(f"fastvae::{_name}", _rule)

@@ -116,7 +116,8 @@ def _of_gaussians(q: Distribution, p: Distribution, reduction: str) -> Tensor | 
         return _of_normals(one, other, event, reduction)
     dtype = _widest([one.loc, other.loc])
     parameters = [t.to(dtype).unsqueeze(0) for d in (one, other) for t in _with_factor(d, shape)]
-    kl = kl_of_factors(*parameters).squeeze(0)
+    dims = parameters[0].dim() - 1
+    kl = kl_of_factors(*parameters, reduction="sample", batch_dims=dims).squeeze(0)
     return _reduced(kl.flatten(1 - event).sum(-1) if event > 1 else kl, reduction)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
+from torch.compiler import is_exporting
+from torch.onnx import is_in_onnx_export
 
+from fastvae import _vmap  # noqa: F401 (it registers its rules)
 from fastvae._ops import ops
 from fastvae.functional import _OF_BOTH, _choice, kl_normal, reconstruction_loss
 
 __all__ = ["kl_multivariate_normal", "sample_and_kl_multivariate_normal"]
+
+_multivariate_normal = ops.multivariate_normal.default
+_composed = ops.multivariate_normal_composed.default
 
 
 def kl_multivariate_normal(
@@ -40,9 +48,11 @@ def kl_multivariate_normal(
         TypeError, ValueError, RuntimeError: naming the argument that does not fit, and what would.
     """
     op = "kl_multivariate_normal"
-    _choice(op, "reduction", reduction, _OF_BOTH)
-    posterior = _checked(op, mu, scale_tril, mu_p, scale_tril_p)
-    return _kl(*posterior, reduction=reduction)
+    reduced = _choice(op, "reduction", reduction, _OF_BOTH)
+    _check(op, mu, scale_tril, mu_p, scale_tril_p)
+    if mu_p is not None and scale_tril_p is not None:
+        return kl_of_factors(*_as_matrices(mu, scale_tril, mu_p, scale_tril_p), reduction=reduction)
+    return _fused()(mu, scale_tril, None, reduced)[1]  # type: ignore[no-any-return]
 
 
 def sample_and_kl_multivariate_normal(
@@ -64,8 +74,8 @@ def sample_and_kl_multivariate_normal(
         (z, kl): z [B, ..., L] in the wider of mu's and scale_tril's dtypes, and the KL.
     """
     op = "sample_and_kl_multivariate_normal"
-    _choice(op, "reduction", reduction, _OF_BOTH)
-    mean, factor, *prior = _checked(op, mu, scale_tril, mu_p, scale_tril_p)
+    reduced = _choice(op, "reduction", reduction, _OF_BOTH)
+    _check(op, mu, scale_tril, mu_p, scale_tril_p)
     if eps is None:
         eps = ops._normal_like(mu, generator)
     elif not isinstance(eps, Tensor) or eps.shape != mu.shape:
@@ -73,48 +83,49 @@ def sample_and_kl_multivariate_normal(
         raise ValueError(
             f"fastvae.{op}: eps must be a tensor of mu's shape {list(mu.shape)}, but got {got}"
         )
-    # Products and their sum: on the CPU a third of the time that a batch of products of matrix and vector takes.
-    moved = torch.tril(factor).mul(eps.to(mean.dtype).unsqueeze(-2)).sum(-1)
-    z = (mean + moved).to(torch.promote_types(mu.dtype, scale_tril.dtype))
-    return z, _kl(mean, factor, *prior, reduction=reduction)
+    z, kl = _fused()(mu, scale_tril, eps, reduced)
+    if mu_p is not None and scale_tril_p is not None:
+        kl = kl_of_factors(*_as_matrices(mu, scale_tril, mu_p, scale_tril_p), reduction=reduction)
+    return z, kl
 
 
-def kl_of_factors(mu: Tensor, factor: Tensor, *prior: Tensor) -> Tensor:
-    """[...] the KL of N(mu, factor factor'), for mu [..., L] and factor [..., L, L] of one dtype."""
-    return _kl(mu, factor, *prior, reduction="sample", batch_dims=mu.dim() - 1)
+def _fused() -> Any:
+    """The sample (if there is eps) and the KL from N(0, I)."""
+    return _composed if is_exporting() and is_in_onnx_export() else _multivariate_normal
 
 
-def _kl(
+def kl_of_factors(
     mu: Tensor,
     factor: Tensor,
-    mu_p: Tensor | None = None,
-    factor_p: Tensor | None = None,
+    mu_p: Tensor,
+    factor_p: Tensor,
     *,
     reduction: str,
     batch_dims: int = 1,
 ) -> Tensor:
-    """Two passes: the components that the diagonal makes, and half of the squares below it."""
-    diagonal, scale = factor.diagonal(dim1=-2, dim2=-1), "sigma"
-    if mu_p is not None and factor_p is not None:
-        lower = torch.tril(factor) - torch.tril(factor_p)
-        known = torch.cat([lower, (mu - mu_p).unsqueeze(-1)], dim=-1)
-        solved = torch.linalg.solve_triangular(torch.tril(factor_p), known, upper=False)
-        factor, mu = solved[..., :-1], solved[..., -1]
-        diagonal = _log_ratio(diagonal, factor_p.diagonal(dim1=-2, dim2=-1))
-        scale = "log_sigma"
+    """For means [..., L] and factors [..., L, L] of one dtype, in two passes: the components that the diagonal makes, and half
+    of the squares below it.
+    """
+    diagonals = (t.diagonal(dim1=-2, dim2=-1) for t in (factor, factor_p))
+    lower, lower_p = torch.tril(factor), torch.tril(factor_p)
+    known = torch.cat([lower - lower_p, (mu - mu_p).unsqueeze(-1)], dim=-1)
+    solved = torch.linalg.solve_triangular(lower_p, known, upper=False)
+    below, mean = solved[..., :-1], solved[..., -1]
     divisor = mu.numel() if reduction == "mean" else 1
     reduction = "sum" if reduction == "mean" else reduction
-    of_diagonal = kl_normal(mu, diagonal, scale=scale, reduction=reduction, batch_dims=batch_dims)
+    of_diagonal = kl_normal(
+        mean, _log_ratio(*diagonals), scale="log_sigma", reduction=reduction, batch_dims=batch_dims
+    )
     length = mu.shape[-1]
-    below = reconstruction_loss(
-        factor,
-        factor.new_zeros(()).expand_as(factor),
+    of_squares = reconstruction_loss(
+        below,
+        below.new_zeros(()).expand_as(below),
         likelihood="gaussian",
-        weight=factor.new_ones(length, length).tril(-1),
+        weight=below.new_ones(length, length).tril(-1),
         reduction=reduction,
         batch_dims=batch_dims,
     )
-    kl = of_diagonal + below
+    kl = of_diagonal + of_squares
     return kl / divisor if divisor != 1 else kl
 
 
@@ -126,47 +137,47 @@ def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(near, torch.log1p(torch.where(near, delta, 0)), far)
 
 
-def _checked(op: str, mu: Tensor, scale_tril: Tensor, *prior: Tensor | None) -> list[Tensor]:
-    """All in one dtype, factors as matrices."""
-    given: dict[str, Tensor | None] = {"mu": mu, "scale_tril": scale_tril}
-    given |= dict(zip(("mu_p", "scale_tril_p"), prior, strict=True))
+def _check(op: str, mu: Tensor, scale_tril: Tensor, *prior: Tensor | None) -> None:
     if (prior[0] is None) != (prior[1] is None):
         raise ValueError(
             f"fastvae.{op}: mu_p and scale_tril_p belong together; give both, or neither for N(0, I)"
         )
-    tensors: dict[str, Tensor] = {}
+    given: Any = {"mu": mu, "scale_tril": scale_tril}
+    if prior[0] is not None:
+        given |= {"mu_p": prior[0], "scale_tril_p": prior[1]}
     for name, t in given.items():
-        if t is None and name.endswith("_p"):
-            continue
         if not isinstance(t, Tensor) or not t.is_floating_point():
             got = t.dtype if isinstance(t, Tensor) else type(t).__name__
             raise TypeError(f"fastvae.{op}: {name} must be a floating-point tensor, but got {got}")
-        tensors[name] = t
     shape = mu.shape
-    length = shape[-1] if shape else 0
-    packed = length * (length + 1) // 2
-    if mu.dim() < 2:
+    if len(shape) < 2:
         raise ValueError(f"fastvae.{op}: mu must be [B, ..., L], but got {list(shape)}")
-    for name, t in tensors.items():
-        wide, full = (*shape[:-1], packed), (*shape, length)
+    length = shape[-1]
+    full, packed = (*shape, length), (*shape[:-1], length * (length + 1) // 2)
+    for name, t in given.items():
         if "scale" not in name and t.shape != shape:
             raise ValueError(
                 f"fastvae.{op}: {name} must have mu's shape {list(shape)}, but got {list(t.shape)}"
             )
-        if "scale" in name and t.shape not in (wide, full):
+        if "scale" in name and t.shape not in (full, packed):
             raise ValueError(
-                f"fastvae.{op}: {name} must be {list(full)}, or packed {list(wide)}, beside mu {list(shape)}, but got "
+                f"fastvae.{op}: {name} must be {list(full)}, or packed {list(packed)}, beside mu {list(shape)}, but got "
                 f"{list(t.shape)}"
             )
-    dtypes = {t.dtype for t in tensors.values()}
+    dtypes = {t.dtype for t in given.values()}
     if torch.float64 in dtypes and len(dtypes) > 1:
         raise TypeError(
             f"fastvae.{op}: float64 goes with float64 only, but got {sorted(map(str, dtypes))}; convert one of them"
         )
-    dtype = torch.promote_types(mu.dtype, torch.float32)
-    for name, t in tensors.items():
-        tensors[name] = t = t.to(dtype)
-        if "scale" in name and t.dim() == mu.dim():
-            i = torch.arange(length, device=t.device)
-            tensors[name] = t[..., torch.tril((i * (i + 1) // 2).unsqueeze(1) + i)]
-    return list(tensors.values())
+
+
+def _as_matrices(*tensors: Tensor) -> list[Tensor]:
+    """mu, scale_tril, mu_p and scale_tril_p in one dtype, and packed factors as matrices."""
+    mu = tensors[0]
+    wide = [t.to(torch.promote_types(mu.dtype, torch.float32)) for t in tensors]
+    i = torch.arange(mu.shape[-1], device=mu.device)
+    place = torch.tril((i * (i + 1) // 2).unsqueeze(1) + i)
+    for k in (1, 3):
+        if wide[k].dim() == mu.dim():
+            wide[k] = wide[k][..., place]
+    return wide

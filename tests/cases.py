@@ -16,6 +16,7 @@ from fastvae.verify.inputs import (  # noqa: F401
     DTYPES,
     REDUCTIONS,
     WEIGHTS,
+    gaussians,
     images,
     inputs,
     latents,

@@ -17,6 +17,7 @@ from cases import (
     LAYOUTS,
     SCALAR_REDUCTIONS,
     elementary,
+    gaussians,
     images,
     latents,
     noise,
@@ -119,6 +120,22 @@ def fingerprints() -> dict[str, str]:
         del tensors["log_weight"]
         tensors["z"] = tensors["z"][:components]
         add(f"{rows} {components}", fastvae.kl_decomposition, tensors, dataset_size=9999)
+    for rows, length in ((700, 5), (60, 33), (20, 130)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            tensors = gaussians((rows,), length, dtype, prior=False)
+            i, j = torch.tril_indices(length, length)
+            packed = tensors | {"scale_tril": tensors["scale_tril"][:, i, j]}
+            for form, given in (("full", tensors), ("packed", packed)):
+                key = f"{rows} {length} {dtype} {form}"
+                for reduction in ("sample", "mean"):
+                    add(
+                        f"{key} {reduction}",
+                        fastvae.kl_multivariate_normal,
+                        given,
+                        reduction=reduction,
+                    )
+                given = given | {"eps": noise((rows, length), dtype)}
+                add(key, fastvae.sample_and_kl_multivariate_normal, given)
     for real in (np.float32, np.float64):
         sums = sums_to_round(real, 10_000)
         bits = random_bits(real, 10_000)

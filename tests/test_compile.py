@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import OUTPUTS, UNITS_OF_A_SUM, assert_accurate, evaluate, to_numpy, varied
-from cases import inputs, latents, noise, old_dynamo, tensor, vae_inputs
+from cases import gaussians, inputs, latents, noise, old_dynamo, tensor, vae_inputs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -447,6 +447,9 @@ def recorded_calls() -> dict[str, list[tuple[Any, tuple, dict]]]:
         evaluate(sample_and_kl, latents((3, 5)), scale="log_sigma", clamp=(-1.0, 1.0))
         evaluate(fastvae.kl_decomposition, triple, dataset_size=50)
         fastvae.mixture_log_prob(**triple)
+        given = gaussians((3,), 5, prior=False)
+        evaluate(fastvae.sample_and_kl_multivariate_normal, given)
+        evaluate(fastvae.kl_multivariate_normal, given, reduction="sample")
     return recorder.calls
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
 import torch
-from accuracy import to_numpy, varied
-from cases import noise, seeded_generator
+from accuracy import evaluate, to_numpy, varied
+from cases import gaussians, noise, seeded_generator
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from fastvae import (
     kl_multivariate_normal,
@@ -16,7 +19,7 @@ from fastvae import (
     reparameterize,
     sample_and_kl_multivariate_normal,
 )
-from fastvae.verify.inputs import gaussians
+from fastvae.verify import oracle as truth
 from fastvae.verify.oracle import kl_multivariate_normal as kl_of
 
 NAMES = ("mu", "scale_tril", "mu_p", "scale_tril_p")
@@ -229,11 +232,188 @@ def test_vmap():
         torch.testing.assert_close(got, torch.stack(want))
 
 
+# The fused op: N(0, I) as the prior. Its columns come in groups of 32 (16 in double), and matrices are shared among threads.
+
+SIZES = [1, 2, 15, 16, 17, 31, 32, 33, 64, 70]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("length", SIZES)
+def test_values_and_gradients_of_many_sizes(length, dtype, device):
+    given = gaussians((3, 2), length, dtype, prior=False, device=device)
+    given["eps"] = noise((3, 2, length), dtype, device)
+    got = evaluate(sample_and_kl_multivariate_normal, given, reduction="sum")
+    flat = {k: to_numpy(t).reshape(6, *t.shape[2:]) for k, t in given.items()}
+    g_z, g_kl = (to_numpy(varied(o.shape, o.dtype)) for o in got.outputs)
+    wants, gradients = truth.sample_and_kl_multivariate_normal(
+        **flat, upstream=[g_z.reshape(6, length), g_kl], reduction="sum"
+    )
+    limit = 3e-6 if dtype == torch.float32 else 1e-14
+    for o, w in zip(got.outputs, wants, strict=True):
+        off = np.abs(to_numpy(o).reshape(w.shape) - w).max()
+        assert off <= limit * np.abs(w).max()
+    for name, g in got.grads.items():
+        w = gradients[name].reshape(g.shape)
+        assert np.abs(to_numpy(g) - w).max() <= limit * np.abs(w).max(), name
+
+    other = given | {"scale_tril": packed(given["scale_tril"])}
+    of_packed = evaluate(sample_and_kl_multivariate_normal, other, reduction="sum")
+    assert all(map(torch.equal, got.outputs, of_packed.outputs))
+    for name, g in got.grads.items():
+        assert torch.equal(packed(g) if "scale" in name else g, of_packed.grads[name])
+
+
+def test_strided_and_shared_inputs():
+    given = gaussians((5,), 7, prior=False) | {"eps": noise((5, 7))}
+    given["scale_tril"] = given["scale_tril"][:1].expand(5, 7, 7)
+    strided = {k: torch.stack([t, t], -1).unbind(-1)[1] for k, t in given.items()}
+    strided["scale_tril"] = given["scale_tril"].mT.contiguous().mT
+    outcomes = [evaluate(sample_and_kl_multivariate_normal, t) for t in (given, strided)]
+    a, b = [(*o.outputs, *o.grads.values()) for o in outcomes]
+    assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits_are_float32_inside(dtype):
+    given = gaussians((5,), 17, dtype, prior=False) | {"eps": noise((5, 17))}
+    upstream = [varied((5, 17), dtype), torch.tensor(1.5)]
+    got = evaluate(sample_and_kl_multivariate_normal, given, upstream)
+    wide = {k: t.float() for k, t in given.items()}
+    want = evaluate(sample_and_kl_multivariate_normal, wide, [upstream[0].float(), upstream[1]])
+    assert torch.equal(got.outputs[0], want.outputs[0].to(dtype))
+    assert torch.equal(got.outputs[1], want.outputs[1])
+    for name, g in got.grads.items():
+        assert torch.equal(g, want.grads[name].to(given[name].dtype))
+
+
+@pytest.mark.parametrize("where", ["mu", "scale_tril", "eps"])
+def test_nan_stays(where):
+    given = gaussians((70,), 20, prior=False) | {"eps": noise((70, 20))}
+    given[where][3, 2] = math.nan
+    z, kl = sample_and_kl_multivariate_normal(**given, reduction="sample")
+    rows = torch.zeros(70, dtype=torch.bool)
+    rows[3] = True
+    assert torch.equal(z.isnan().any(1), rows)
+    assert torch.equal(kl.isnan(), rows & (where != "eps"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_diagonal_that_is_not_positive(dtype):
+    """As a logarithm has it. The sample alone may have a zero there."""
+    factor = torch.eye(3, dtype=dtype).repeat(3, 1, 1)
+    factor[0, 1, 1], factor[1, 2, 2] = 0, -1
+    mu = torch.zeros(3, 3, dtype=dtype)
+    kl = kl_multivariate_normal(mu, factor, reduction="sample")
+    assert kl[0] == math.inf and kl[1].isnan() and kl[2] == 0
+    leaf, eps = factor.requires_grad_(), noise((3, 3), dtype)
+    z, _ = sample_and_kl_multivariate_normal(mu, leaf, eps=eps)
+    (g,) = torch.autograd.grad(z.sum(), leaf)
+    assert torch.equal(g, torch.tril(eps.unsqueeze(1).expand(3, 3, 3)))
+
+
+@pytest.mark.parametrize("form", ["full", "packed"])
+@pytest.mark.parametrize("reduction", ["batchmean", "mean", "sample"])
+def test_derivatives(reduction, form):
+    mu, factor = gaussians((3,), 4, torch.float64, prior=False).values()
+
+    def op(mu: Tensor, factor: Tensor, *eps: Tensor):
+        factor = torch.tril(factor) if form == "full" else factor
+        if not eps:
+            return kl_multivariate_normal(mu, factor, reduction=reduction)
+        return sample_and_kl_multivariate_normal(mu, factor, eps=eps[0], reduction=reduction)
+
+    factor = packed(factor) if form == "packed" else factor
+    inputs = [t.clone().requires_grad_() for t in (mu, factor, noise((3, 4), torch.float64))]
+    for some in (inputs, inputs[:2]):
+        assert gradcheck(op, some, check_forward_ad=True, check_batched_grad=True)
+        assert gradgradcheck(op, some)
+
+
+@pytest.mark.parametrize("form", ["full", "packed"])
+@pytest.mark.parametrize("reduction", range(4))
+def test_the_composed_form_is_the_same(reduction, form):
+    """Near the prior too."""
+    given = gaussians((4,), 5, prior=False)
+    given["scale_tril"] = torch.eye(5) + 1e-4 * given["scale_tril"]
+    factor = packed(given["scale_tril"]) if form == "packed" else given["scale_tril"]
+    arguments = (given["mu"] * 1e-4, factor, noise((4, 5)), reduction)
+    got = torch.ops.fastvae.multivariate_normal_composed(*arguments)
+    torch.testing.assert_close(
+        got, torch.ops.fastvae.multivariate_normal(*arguments), rtol=1e-6, atol=0
+    )
+
+
+def test_gradients_of_some_outputs_and_inputs():
+    given = gaussians((5,), 6, prior=False) | {"eps": noise((5, 6))}
+    g = [varied((5, 6), torch.float32), torch.tensor(1.5)]
+    for k in range(2):
+        some = evaluate(
+            sample_and_kl_multivariate_normal, given, [g[0], None] if k else [None, g[1]]
+        )
+        zeros = [g[0], 0 * g[1]] if k else [0 * g[0], g[1]]
+        assert all(
+            map(
+                torch.equal,
+                some.grads.values(),
+                evaluate(sample_and_kl_multivariate_normal, given, zeros).grads.values(),
+            )
+        )
+    want = evaluate(sample_and_kl_multivariate_normal, given, g).grads
+    for name in given:
+        leaves = {k: t.detach().requires_grad_(k == name) for k, t in given.items()}
+        outputs = sample_and_kl_multivariate_normal(**leaves)
+        (got,) = torch.autograd.grad(outputs, leaves[name], g)
+        assert torch.equal(got, want[name])
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean", "sample"])
+@pytest.mark.parametrize("form", ["full", "packed"])
+def test_vmap_of_the_fused_op(form, reduction):
+    given = gaussians((4, 5), 3, prior=False) | {"eps": noise((4, 5, 3))}
+    if form == "packed":
+        given["scale_tril"] = packed(given["scale_tril"])
+    given["mu"] = given["mu"][0]
+
+    def f(mu, scale_tril, eps):
+        kl = kl_multivariate_normal(mu, scale_tril, reduction=reduction)
+        return kl, *sample_and_kl_multivariate_normal(mu, scale_tril, reduction=reduction, eps=eps)
+
+    got = torch.vmap(f, in_dims=(None, 0, 0))(*given.values())
+    want = [f(given["mu"], given["scale_tril"][i], given["eps"][i]) for i in range(4)]
+    for g, *w in zip(got, *want, strict=True):
+        torch.testing.assert_close(g, torch.stack(w))
+
+    def loss(scale_tril):
+        return f(given["mu"], scale_tril, given["eps"][0])[2].sum()
+
+    each = torch.vmap(torch.func.grad(loss))(given["scale_tril"])
+    torch.testing.assert_close(each[2], torch.func.grad(loss)(given["scale_tril"][2]))
+
+
+def test_compiled_with_gradients_of_any_batch():
+    def loss(mu, scale_tril, eps):
+        z, kl = sample_and_kl_multivariate_normal(mu * 1.5, scale_tril, eps=eps)
+        return z.square().sum() + kl + kl_multivariate_normal(mu, scale_tril, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    given = gaussians((20,), 6, prior=False) | {"eps": noise((20, 6))}
+    for count in (20, 13):
+        leaves = [t[:count].clone().requires_grad_() for t in given.values()]
+        want = torch.autograd.grad(loss(*leaves), leaves)
+        got = torch.autograd.grad(compiled(*leaves), leaves)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
 def test_an_empty_batch():
     mu, factor = torch.zeros(0, 3), torch.zeros(0, 3, 3)
     assert kl_multivariate_normal(mu, factor, reduction="sum").item() == 0
     assert kl_multivariate_normal(mu, factor).isnan()
     assert kl_multivariate_normal(mu, factor, reduction="sample").shape == (0,)
+    eps = {"eps": torch.zeros(0, 3)}
+    got = evaluate(sample_and_kl_multivariate_normal, {"mu": mu, "scale_tril": factor} | eps)
+    assert got.grads["scale_tril"].shape == (0, 3, 3)
+    none = torch.zeros(4, 0), torch.zeros(4, 0, 0)
+    assert torch.equal(kl_multivariate_normal(*none, reduction="sample"), torch.zeros(4))
 
 
 MU, FACTOR = torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3)

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../multivariate/multivariate.h"
 #include "../pairwise/pairwise.h"
 
 namespace fastvae::cuda {
@@ -18,6 +19,7 @@ int64_t partials(const PassArgs&);
 int64_t partials(const PassArgs& recon, const PassArgs& kl);
 int64_t partials(const MixtureArgs&);
 int64_t partials(const PairwiseArgs&, bool backward);
+int64_t partials(const MultivariateArgs&, bool backward);
 
 cudaError_t pass(const PassArgs&, const Launch&);
 cudaError_t objective(const PassArgs& recon, const PassArgs& kl, const Combination&, const Launch&);
@@ -25,5 +27,6 @@ cudaError_t normal(const NormalArgs&, int64_t numel, const Launch&);
 cudaError_t scale(const ScaleArgs&, const Launch&);
 cudaError_t logistic_mixture(const MixtureArgs&, const Launch&);
 cudaError_t pairwise(const PairwiseArgs&, bool backward, const Launch&);
+cudaError_t multivariate(const MultivariateArgs&, bool backward, const Launch&);
 
 }  // namespace fastvae::cuda

@@ -81,6 +81,14 @@ FASTVAE_DEVICE void for_each_item(int64_t items, int bits, int block, int blocks
     visit(item + (group - first), lane, item + (group - first) < items);
 }
 
+// Calls work(row, lane) for each row, by a warp.
+template <class Work>
+FASTVAE_DEVICE void for_each_by_warp(int64_t rows, Work work) {
+  const int warps = kThreads / kWarp, lane = static_cast<int>(threadIdx.x % kWarp);
+  for (int64_t i = int64_t(blockIdx.x) * warps + threadIdx.x / kWarp; i < rows; i += int64_t(gridDim.x) * warps)
+    work(i, lane);
+}
+
 // Runs the work of a group. `pass` is a function object with
 //   T packs<n>(first, distance)   works on n packs, first, first + distance, ..., and returns the sum of their values
 //   T single(element)             the same for an element that belongs to no pack

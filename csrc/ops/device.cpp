@@ -77,4 +77,9 @@ void run_pairwise(const Tensor& on, const PairwiseArgs& args, bool backward) {
   }
 }
 
+void run_multivariate(const Tensor& on, const MultivariateArgs& args, bool backward) {
+  FASTVAE_ON_CUDA(on, cuda::partials(args, backward), multivariate(args, backward, launch))
+  cpu::multivariate(args, backward);
+}
+
 }  // namespace fastvae

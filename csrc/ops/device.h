@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "../multivariate/multivariate.h"
 #include "../pairwise/pairwise.h"
 
 namespace fastvae {
@@ -19,6 +20,7 @@ void run_normal(const Tensor& on, const NormalArgs&, int64_t numel);
 void run_scale(const Tensor& on, const ScaleArgs&);
 void run_logistic_mixture(const Tensor& on, const MixtureArgs&);
 void run_pairwise(const Tensor& on, const PairwiseArgs&, bool backward);
+void run_multivariate(const Tensor& on, const MultivariateArgs&, bool backward);
 
 // New noise on like's device, and its state: the int64 tensor (seed, offset). On the CPU the seed is one 64-bit draw
 // from the generator (or torch's default generator), and the offset is 0. On CUDA both are the generator's, which then

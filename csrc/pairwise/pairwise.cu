@@ -61,14 +61,6 @@ FASTVAE_DEVICE double warp_max(double x) {
   return x;
 }
 
-// Calls work(row, lane) for each row, by a warp.
-template <class Work>
-FASTVAE_DEVICE void for_each_by_warp(int64_t rows, Work work) {
-  const int warps = kThreads / kWarp, lane = static_cast<int>(threadIdx.x % kWarp);
-  for (int64_t i = int64_t(blockIdx.x) * warps + threadIdx.x / kWarp; i < rows; i += int64_t(gridDim.x) * warps)
-    work(i, lane);
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) pack_kernel(const __grid_constant__ PairwiseParams<T> p) {
   const PairwiseArgs& args = p.args;

@@ -330,19 +330,22 @@ def _positive(normal: Tensor) -> Tensor:
     return (0.3 * normal).exp()
 
 
-def _full_covariance(latents: int, batch: int = 128) -> Case:
-    """A sample of a Gaussian with a covariance's Cholesky factor, and its KL from N(0, I)."""
+def _full_covariance(latents: int, sample: bool = True, batch: int = 128) -> Case:
+    """A sample of a Gaussian with a covariance's Cholesky factor, and its KL from N(0, I); or the KL alone."""
 
     def plain(mu: Tensor, factor: Tensor, eps: Tensor | None = None) -> Any:
-        factor, eps = torch.tril(factor), torch.randn_like(mu) if eps is None else eps
+        factor = torch.tril(factor)
         squares = mu.square().sum() + factor.square().sum() - mu.numel()
-        logs = factor.diagonal(0, -2, -1).log().sum()
-        return mu + (factor @ eps.unsqueeze(-1)).squeeze(-1), (0.5 * squares - logs) / len(mu)
+        kl = (0.5 * squares - factor.diagonal(0, -2, -1).log().sum()) / len(mu)
+        if not sample:
+            return kl
+        eps = torch.randn_like(mu) if eps is None else eps
+        return mu + (factor @ eps.unsqueeze(-1)).squeeze(-1), kl
 
     def of_torch(mu: Tensor, factor: Tensor) -> Any:
         q = D.MultivariateNormal(mu, scale_tril=torch.tril(factor))
         prior = D.MultivariateNormal(torch.zeros_like(mu), scale_tril=torch.eye(latents).to(mu))
-        return q.rsample(), _torch_kl(q, prior)
+        return (q.rsample(), _torch_kl(q, prior)) if sample else _torch_kl(q, prior)
 
     def noise(z: Tensor, mu: Tensor, factor: Tensor) -> Any:
         return torch.linalg.solve_triangular(factor, (z - mu)[..., None], upper=False)[..., 0]
@@ -350,11 +353,12 @@ def _full_covariance(latents: int, batch: int = 128) -> Case:
     def factor(n: Tensor) -> Tensor:
         return torch.tril(0.1 * n, -1) + torch.diag_embed(_positive(n).diagonal(0, -2, -1))
 
-    ours = fastvae.sample_and_kl_multivariate_normal
+    alone = fastvae.kl_multivariate_normal
+    ours: Any = fastvae.sample_and_kl_multivariate_normal if sample else alone
     functions: Any = {"fastvae": ours, "eager": plain, "distributions": of_torch}
     leaves = [Leaf((batch, latents)), Leaf((batch, latents, latents), factor)]
-    name = "kl_multivariate_normal: with the sample"
-    return Case("terms", name, leaves, functions, noise=noise)
+    name = "kl_multivariate_normal" + ": with the sample" * sample
+    return Case("terms", name, leaves, functions, noise=noise if sample else None)
 
 
 def _importance(estimator: str, batch: int = 32, samples: int = 50) -> Case:
@@ -405,6 +409,7 @@ def term_cases() -> Iterator[Case]:
         leaves = [Leaf(shape), Leaf(shape, _positive)] * 2
         yield Case("terms", "kl_divergence: of Normals", leaves, NORMALS)
     yield from map(_full_covariance, (16, 32, 64))
+    yield from (_full_covariance(latents, sample=False) for latents in (16, 32, 64))
     yield from map(_importance, ("iwae", "dreg"))
 
 

@@ -44,10 +44,10 @@ from fastvae.verify.inputs import DTYPES, REDUCTIONS
 from fastvae.verify.problems import LATENT_OPS, SEED, Problem, dtype_name, wide
 
 # These are made of torch's matrix products and sums as well, whose bits depend on the instruction set.
-OF_TORCH = ("kl_multivariate_normal", "sample_and_kl_multivariate_normal", "iwae_loss", "kl_divergence")  # fmt: skip
+OF_TORCH = ("iwae_loss", "kl_divergence")
 FURTHER_OPS = (
     *("normal_log_prob", "kl_one_sample", "mixture_log_prob", "aggregate_posterior", "kl_decomposition"),
-    *(*OF_TORCH, "DiagonalGaussian"),
+    *("kl_multivariate_normal", "sample_and_kl_multivariate_normal", *OF_TORCH, "DiagonalGaussian"),
 )  # fmt: skip
 OPS = (*OUTPUTS, *FURTHER_OPS, "noise")
 oracle: Any = _oracle  # of arrays of any kind
@@ -344,7 +344,8 @@ def further(
     elif dtype in (torch.bfloat16, torch.float16):
         return  # what follows is of torch's own operations, in float32 for 16 bits
     elif "multivariate" in op:
-        for prior, reduction in product((False, True), ("sample", "mean")):
+        # `large` is for the bits; those of another prior are torch.linalg's
+        for prior, reduction in product((False, True)[: 2 - large], ("sample", "mean")):
             given = inputs.gaussians((rows,), 7, prior=prior, **of)
             given |= {"eps": inputs.noise((rows, 7), **of)} if "sample" in op else {}
             case = f"{'prior' if prior else 'N(0, I)'}, {reduction}"

@@ -2,3 +2,4 @@
 #include "../../csrc/cuda/noise.cu"
 #include "../../csrc/cuda/pass.cu"
 #include "../../csrc/cuda/scale.cu"
+#include "../../csrc/multivariate/multivariate.cu"
