@@ -127,7 +127,7 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
   template <class T>
   static FASTVAE_INLINE Terms<T, 4> at_zero(const T (&in)[4]) {
     using S = ScalarOf<T>;
-    const T l = in[3], zero = T(0), one = T(1), t = exponential_of_negative(-absolute(l));
+    const T l = in[3], zero = T(0), one = T(1);
     const Terms<T, 3> nb = NegativeBinomial::at_zero<T>({in[0], in[1], in[2]});
     const T log_nb = -nb.value;
     const ExpWithExpm1<T> power = exp_with_expm1(log_nb);
@@ -138,6 +138,7 @@ struct ZeroInflated : OfCounts<ZeroInflated> {
       e = e + lost;
       e_minus_one = e_minus_one + lost;
     }
+    const T t = exponential_of_negative(-absolute(l));
     const auto negative = l < zero;
     const T a = select(negative, t, one), b = select(negative, one, t), per = quotient(one, one + t);
     const T share = multiply_add(b, e, a), per_share = quotient(one, share);
