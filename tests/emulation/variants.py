@@ -62,6 +62,7 @@ MUTANTS = [
     Mutant("cuda/reduce.cuh", "if (lane == 0 && exists) result", "if (lane == 0) result", "KlStandard", SMALL, True),
     Mutant("cuda/fold.cuh", "    }\n    __syncthreads();\n    for (int r", "    }\n    for (int r", "KlStandard", "test_likelihoods_fused: the_kl_of_each_latent and float32"),
     Mutant("pairwise/pairwise.cu", "__syncthreads();", "", "pairwise", "test_pairwise: derivatives"),
+    Mutant("multivariate/multivariate.cu", "j < i; j += kWarp", "j <= i; j += kWarp", "kernels", "test_multivariate: values and float32"),
     # Packs
     Mutant("cuda/memory.cuh", "step == 1 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0", "step == 1", "KlStandard", "test_smoke: kl_normal and float32 and misaligned"),
     Mutant("cuda/memory.cuh", "reinterpret_cast<uintptr_t>(view.data) % align == 0 && ", "", "KlStandard", BF16),
@@ -152,7 +153,7 @@ def selected(test: str) -> list[str]:
 
 def sanitized(tree: Tree, _: str) -> int:
     tree.link(ALL, SANITIZE)
-    names = ("emulation", "smoke", "layout", "noise", "pairwise")
+    names = ("emulation", "smoke", "layout", "multivariate", "noise", "pairwise")
     code, output = tree.test([f"tests/test_{name}.py" for name in names], True)
     print(output[-5000:])
     return code
