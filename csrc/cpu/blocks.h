@@ -345,4 +345,18 @@ class Gradient {
   bool later_ = false;  // dispatch.cpp multiplies a folded sum by the upstream gradient
 };
 
+// Calls step(j) for each vector of a block. Unrolling pays for a light step only.
+template <class T, bool kUnroll, class Step>
+FASTVAE_INLINE void for_each_vector(int n, Step step) {
+  constexpr int w = Vec<T>::kLanes;
+  int j = 0;
+  if constexpr (kUnroll) {
+    for (; j + 2 * w <= n; j += 2 * w) {
+      step(j);
+      step(j + w);
+    }
+  }
+  for (; j < n; j += w) step(j);
+}
+
 FASTVAE_NAMESPACE_END

@@ -7,7 +7,9 @@
 #define FASTVAE_INLINE __host__ __device__ __forceinline__
 #define FASTVAE_UNROLL _Pragma("unroll")
 #else
+#if !defined(FASTVAE_INLINE)
 #define FASTVAE_INLINE inline __attribute__((always_inline))
+#endif
 #define FASTVAE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
