@@ -80,6 +80,8 @@ class NegativeBinomial(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        if value.dtype == torch.float64:
+            value = value.to(self.mu.dtype)
         mu, value = torch.broadcast_tensors(self.mu + self._EPS, value)
         if mu.dim() == 0:
             return self.log_prob(value.unsqueeze(0)).squeeze(0)
@@ -121,10 +123,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     ) -> None:
         if zi_logits is None:
             raise ValueError("fastvae.distributions.ZeroInflatedNegativeBinomial: give zi_logits")
-        self._zi_logits = zi_logits
-        self.zi_logits = zi_logits
+        self.zi_logits = torch.as_tensor(zi_logits)
         super().__init__(total_count, probs, logits, mu, theta, scale, validate_args)
-        self.zi_logits, self.mu, self.theta = broadcast_all(zi_logits, self.mu, self.theta)
+        self._zi_logits = self.zi_logits.to(self.mu)
+        self.zi_logits, self.mu, self.theta = broadcast_all(self._zi_logits, self.mu, self.theta)
+        self._batch_shape = self.mu.shape
 
     @property
     def zi_probs(self) -> Tensor:

@@ -78,13 +78,11 @@ def _choice(op: str, name: str, value: str, of: Mapping[str, int]) -> int:
     raise TypeError(f"fastvae.{op}: {need}, but got {type(value).__name__}")
 
 
-def number(op: str, name: str, value: object) -> float:
+def number(op: str, name: str, value: object, need: str = "a number or a 0-dim tensor") -> float:
     """A Python or NumPy number, or a 0-dim NumPy array."""
     if isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return float(value)
-    raise TypeError(
-        f"fastvae.{op}: {name} must be a number or a 0-dim tensor, but got {type(value).__name__}"
-    )
+    raise TypeError(f"fastvae.{op}: {name} must be {need}, but got {type(value).__name__}")
 
 
 def latents(
@@ -155,20 +153,10 @@ def _of_mixture(
     recon_x: Tensor, x: Tensor, mixture: Any, reduction: str, batch_dims: int, weight: Tensor | None
 ) -> Tensor:
     if is_exporting() and is_in_onnx_export():
-        return reference.reconstruction_loss(
-            recon_x,
-            x,
-            likelihood=mixture,
-            reduction=reduction,
-            batch_dims=batch_dims,
-            weight=weight,
-        )
-    options = (
-        mixture.components,
-        mixture.channel_dim,
-        mixture.numbers,
-        _OF_RECONSTRUCTION[reduction] + 8 * (batch_dims - 1),
-    )
+        how: Any = {"reduction": reduction, "batch_dims": batch_dims, "weight": weight}
+        return reference.reconstruction_loss(recon_x, x, likelihood=mixture, **how)
+    reduced = _OF_RECONSTRUCTION[reduction] + 8 * (batch_dims - 1)
+    options = (mixture.components, mixture.channel_dim, mixture.numbers, reduced)
     nll: Tensor = _logistic_mixture(recon_x, x, weight, *options)
     return nll
 
@@ -210,6 +198,13 @@ def _at_least(kl: Tensor, free_bits: float, batch: int, reduction: str) -> Tenso
     if reduction == "batchmean":
         return total
     return total * batch if batch else torch.zeros_like(total)
+
+
+def _fields(likelihood: str | Likelihood) -> dict[str, object]:
+    """The tensors of a likelihood, for `_explain`."""
+    if not isinstance(likelihood, Likelihood):
+        return {}
+    return {f"likelihood's {name}": getattr(likelihood, name) for name in likelihood._parameters}
 
 
 def _explain(op: str, error: Exception, generator: object = None, **tensors: object) -> None:
@@ -414,16 +409,8 @@ def sample_and_kl(
             op, generator = _sample_and_kl_composed, None
         z, kl = op(mu, logvar, mu_p, logvar_p, eps, generator, formula + reduced + code, *rare)
     except Exception as error:
-        _explain(
-            "sample_and_kl",
-            error,
-            generator,
-            mu=mu,
-            logvar=logvar,
-            mu_p=mu_p,
-            logvar_p=logvar_p,
-            eps=eps,
-        )
+        tensors = {"mu": mu, "logvar": logvar, "mu_p": mu_p, "logvar_p": logvar_p, "eps": eps}
+        _explain("sample_and_kl", error, generator, **tensors)
         raise
     return z, kl
 
@@ -472,7 +459,8 @@ def reconstruction_loss(
             op = _elementwise_loss
         nll: Tensor = op(recon_x, x, formula + reduced, first, second, weight, own)
     except Exception as error:
-        _explain("reconstruction_loss", error, recon_x=recon_x, x=x, weight=weight)
+        tensors = {"recon_x": recon_x, "x": x, "weight": weight}
+        _explain("reconstruction_loss", error, **tensors, **_fields(likelihood))
         raise
     return nll
 
@@ -541,30 +529,12 @@ def vae_loss(
             recon = reconstruction_loss(
                 recon_x, x, likelihood=likelihood, reduction=reduction, weight=weight
             )
-            kl = kl_normal(
-                mu,
-                logvar,
-                scale=scale,
-                clamp=clamp,
-                reduction=kl_reduction,
-                free_bits=free_bits,
-                free_bits_per=free_bits_per,
-            )
+            bits: Any = {"free_bits": free_bits, "free_bits_per": free_bits_per}
+            kl = kl_normal(mu, logvar, scale=scale, clamp=clamp, reduction=kl_reduction, **bits)
         elif is_compiling():
-            recon, kl = _vae_loss_composed(
-                *(
-                    recon_x,
-                    x,
-                    mu,
-                    logvar,
-                    formula + reduced,
-                    kl_loss,
-                    1.0,
-                    first,
-                    second,
-                ),
-                *(weight, _as_tensor(own, recon_x), _as_tensor(of_kl, mu), beta_tensor),
-            )
+            given = (recon_x, x, mu, logvar, formula + reduced, kl_loss, 1.0, first, second)
+            own_numbers = (_as_tensor(own, recon_x), _as_tensor(of_kl, mu))
+            recon, kl = _vae_loss_composed(*given, weight, *own_numbers, beta_tensor)
         else:
             rare: tuple[Any, ...] = ()  # each argument costs time
             if not first is weight is own is of_kl is beta_tensor is None:
@@ -577,16 +547,9 @@ def vae_loss(
         loss = recon.double() + (beta if beta_tensor is None else beta_tensor) * kl.double()
         return VAELossOutput(loss.to(torch.promote_types(recon.dtype, kl.dtype)), recon, kl)
     except Exception as error:
-        _explain(
-            "vae_loss",
-            error,
-            recon_x=recon_x,
-            x=x,
-            mu=mu,
-            logvar=logvar,
-            beta=beta_tensor,
-            weight=weight,
-        )
+        tensors = {"recon_x": recon_x, "x": x, "mu": mu, "logvar": logvar}
+        more = {"beta": beta_tensor, "weight": weight}
+        _explain("vae_loss", error, **tensors, **more, **_fields(likelihood))
         raise
 
 

@@ -48,7 +48,7 @@ def importance_log_weight(
     """
     op = "fastvae.importance_log_weight"
     _check_estimator(op, estimator)
-    parse(likelihood, op)
+    parameters = parse(likelihood, op).parameters
     for name, value in (("recon_x", recon_x), ("x", x), ("z", z), ("mu", mu), ("logvar", logvar)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, but got {type(value).__name__}")
@@ -69,6 +69,12 @@ def importance_log_weight(
         raise ValueError(
             f"{op}: recon_x and z must have one number of samples, but got {samples} and {z.shape[1]}"
         )
+    for parameter in parameters:
+        if parameter.dim() == x.dim() and parameter.shape[0] != 1:
+            raise ValueError(
+                f"{op}: a parameter of the likelihood must broadcast to recon_x {list(recon_x.shape)}, but got "
+                f"{list(parameter.shape)}; if its first dimension is the batch, give .unsqueeze(1)"
+            )
     if estimator == "dreg":
         mu, logvar = mu.detach(), logvar.detach()
     repeated = x.unsqueeze(1).expand(-1, samples, *x.shape[1:])
@@ -101,12 +107,12 @@ def iwae_loss(log_weight: Tensor, *, estimator: str = "iwae", z: Tensor | None =
     """
     op = "fastvae.iwae_loss"
     _check_estimator(op, estimator)
-    if not isinstance(log_weight, Tensor) or log_weight.dim() != 2:
+    if not isinstance(log_weight, Tensor) or log_weight.dim() != 2 or log_weight.shape[1] == 0:
         got: object = (
             list(log_weight.shape) if isinstance(log_weight, Tensor) else type(log_weight).__name__
         )
         raise (ValueError if isinstance(log_weight, Tensor) else TypeError)(
-            f"{op}: log_weight must be a tensor [B, K], but got {got}"
+            f"{op}: log_weight must be a tensor [B, K], K of at least 1, but got {got}"
         )
     if estimator == "dreg":
         if not isinstance(z, Tensor) or z.shape[:2] != log_weight.shape:

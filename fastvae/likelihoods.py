@@ -124,6 +124,12 @@ def _draw(kind: str, like: Tensor, g: Generator | None) -> Any:
     return getattr(torch.empty_like(like), f"{kind}_")(generator=g)
 
 
+def _poisson(rate: Tensor, g: Generator | None) -> Tensor:
+    return torch.poisson(
+        rate.clamp(max=1e8), generator=g
+    )  # of larger rates torch makes negative counts
+
+
 def _laplace(like: Tensor, g: Generator | None) -> Any:
     return _draw("exponential", like, g) - _draw("exponential", like, g)
 
@@ -354,7 +360,7 @@ class Poisson(Likelihood):
         return torch.exp(recon_x)
 
     def _sample(self, recon_x: Tensor, g: Generator | None) -> Tensor:
-        return torch.poisson(self.mean(recon_x), generator=g)
+        return _poisson(self.mean(recon_x), g)
 
 
 @dataclass(frozen=True)
@@ -396,7 +402,10 @@ class LogisticMixture(Likelihood):
             "bins": (_is_count(self.bins, 2), "an integer of at least 2"),
             "x_range": (_is_interval(self.x_range), "two numbers, the least first"),
             "edges": (_is_interval(self.edges), "two numbers, the least first"),
-            "least_log_scale": (-40 <= self.least_log_scale <= 40, "a number from -40 to 40"),
+            "least_log_scale": (
+                isinstance(self.least_log_scale, Real) and -40 <= self.least_log_scale <= 40,
+                "a number from -40 to 40",
+            ),
         }
         for name, (right, need) in needs.items():
             if not right:
@@ -460,7 +469,12 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _is_interval(value: Any) -> bool:
-    return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
+    of_two = isinstance(value, (tuple, list)) and len(value) == 2
+    return (
+        of_two
+        and all(isinstance(end, Real) for end in value)
+        and -math.inf < value[0] < value[1] < math.inf
+    )
 
 
 @dataclass(frozen=True)
@@ -524,9 +538,11 @@ class NegativeBinomial(Likelihood):
 
     def _sample(self, recon_x: Tensor, g: Generator | None) -> Tensor:
         mu, theta = self._mean_and_theta(recon_x)
+        # Within the kernel's limits: so 0 and infinity can be drawn too.
+        theta = theta.to(mu.dtype).clamp(1e-18, 1e15)
         mu, theta = torch.broadcast_tensors(mu, theta)
         rate = torch._standard_gamma(theta.contiguous(), generator=g) * (mu / theta)
-        drawn = torch.poisson(rate.clamp(max=1e8), generator=g)
+        drawn = _poisson(rate, g)
         if self.zero_logits is None:
             return drawn
         return torch.where(_draw("uniform", drawn, g) < torch.sigmoid(self.parameters[1]), 0, drawn)
@@ -569,5 +585,8 @@ def optimal_gaussian(recon_x: Tensor, x: Tensor, *, reduction: str = "sum") -> T
         raise ValueError(f"{op}: reduction must be {need}, but got {reduction!r}")
     error = reconstruction_loss(recon_x, x, reduction="sample" if reduction == "sample" else "sum")
     count = recon_x.numel() // max(error.numel(), 1)
-    nll = 0.5 * count * (torch.log(error / count) + 1 + math.log(2 * math.pi))
+    if count == 0:
+        nll = 0 * error  # the sum of nothing
+    else:
+        nll = 0.5 * count * (torch.log(error / count) + 1 + math.log(2 * math.pi))
     return nll / {"batchmean": len(recon_x), "mean": count}.get(reduction, 1)

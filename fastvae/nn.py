@@ -81,7 +81,8 @@ class VAELoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VAELoss:
         beta = self.beta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.beta = beta.to(self.beta.device)
+        # Its number and dtype stay. A module on the meta device had no number: to_empty leaves it as it leaves a weight.
+        self.beta = self.beta.to(beta.dtype) if beta.is_meta else beta.to(self.beta.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -120,8 +121,9 @@ class VAELoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        beta = self.beta if self.beta.is_meta else f"{float(self.beta):.6g}"
         text = (
-            f"beta={float(self.beta):.6g}, likelihood={self.likelihood!r}, reduction={self.reduction!r}, "
+            f"beta={beta}, likelihood={self.likelihood!r}, reduction={self.reduction!r}, "
             f"kl_reduction={self.kl_reduction!r}"
         )
         if self.free_bits:

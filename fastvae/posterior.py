@@ -127,16 +127,16 @@ class DiagonalGaussian:
         over all dimensions but the first: `fastvae.kl_normal`.
         """
         if self.deterministic:
-            return self._zeros().sum(self._event)
+            return _sum(self._zeros(), self._event)
         return kl_normal(
             self.mean, self._raw, *self._prior(other), clamp=self._clamp, reduction="sample"
         )
 
-    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    def nll(self, sample: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
         """-log N(sample; mean, var) in nats, summed over ``dims``: all but the first, if it is not given."""
-        dims = self._event if dims is None else list(dims)
+        dims = self._event if dims is None else [dims] if isinstance(dims, int) else list(dims)
         if self.deterministic:
-            return self._zeros().sum(dims)
+            return _sum(self._zeros(), dims)
         if sample.shape != self.mean.shape:
             raise ValueError(
                 f"fastvae.DiagonalGaussian: sample must have the mean's shape {list(self.mean.shape)}, but got "
@@ -145,7 +145,7 @@ class DiagonalGaussian:
         by_sample = dims == self._event
         reduction = "sample" if by_sample else "none"
         nll = -normal_log_prob(sample, self.mean, self._raw, clamp=self._clamp, reduction=reduction)
-        return nll if by_sample else nll.sum(dims)
+        return nll if by_sample else _sum(nll, dims)
 
     def sample_and_kl(
         self, other: DiagonalGaussian | None = None, generator: Generators = None
@@ -203,3 +203,7 @@ def _draw(like: Tensor, generator: Generator) -> Tensor:
     where = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     noise: Tensor = ops._normal_like(where, generator)
     return noise.to(like.device)
+
+
+def _sum(t: Tensor, dims: list[int]) -> Tensor:
+    return t.sum(dims) if dims else t  # to torch no dimensions are all of them

@@ -16,7 +16,7 @@ recipe is named after the project and gives the number that the project's own li
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict
 
@@ -80,9 +80,7 @@ def pythae(beta: float = 1.0, reconstruction_loss: str = "mse") -> Recipe:
     """pythae's ``VAE``, and ``BetaVAE`` with its ``beta``: 0.5 SSE / B + beta KL / B, or with "bce" BCE / B + beta KL / B."""
     names = {"mse": "gaussian", "bce": "bce"}
     likelihood = _choice("pythae", "reconstruction_loss", reconstruction_loss, names)
-    return Recipe(
-        Options(beta=beta, likelihood=likelihood, reduction="batchmean", kl_reduction="batchmean")
-    )
+    return Recipe(_batchmean(beta, likelihood))
 
 
 def pytorch_vae(kld_weight: float = 0.00025) -> Recipe:
@@ -112,22 +110,12 @@ def disentangling_vae(beta: float = 4.0, rec_dist: str = "bernoulli") -> Recipe:
     names = {"bernoulli": "bce", "laplace": "l1", "gaussian": "mse"}
     likelihood = _choice("disentangling_vae", "rec_dist", rec_dist, names)
     factor = 255.0 if likelihood == "mse" else 1.0
-    return Recipe(
-        Options(
-            beta=beta / factor,
-            likelihood=likelihood,
-            reduction="batchmean",
-            kl_reduction="batchmean",
-        ),
-        factor,
-    )
+    return Recipe(_batchmean(beta / factor, likelihood), factor)
 
 
 def diffusers(kl_scale: float = 1e-6) -> Recipe:
     """The autoencoder training script of diffusers without its perceptual and adversarial terms: SSE / B + kl_scale KL / B."""
-    return Recipe(
-        Options(beta=kl_scale, likelihood="mse", reduction="batchmean", kl_reduction="batchmean")
-    )
+    return Recipe(_batchmean(kl_scale, "mse"))
 
 
 def latent_diffusion(logvar: Tensor, kl_weight: float = 1e-6) -> Recipe:
@@ -137,14 +125,7 @@ def latent_diffusion(logvar: Tensor, kl_weight: float = 1e-6) -> Recipe:
     parameter, a learned scalar that starts at 0: it is a Laplace distribution's log-scale. With the perceptual loss p, [B, 1, 1, 1],
     add ``C * H * W * p.sum() * torch.exp(-logvar) / B`` for images [B, C, H, W].
     """
-    return Recipe(
-        Options(
-            beta=kl_weight,
-            likelihood=Laplace(logvar),
-            reduction="batchmean",
-            kl_reduction="batchmean",
-        )
-    )
+    return Recipe(_batchmean(kl_weight, Laplace(logvar)))
 
 
 def sigma_vae(log_sigma: Tensor) -> Recipe:
@@ -154,15 +135,8 @@ def sigma_vae(log_sigma: Tensor) -> Recipe:
     squared error, with its gradient. The latter without the soft limit, as in the paper, is
     ``likelihoods.optimal_gaussian(recon_x, x) + kl_normal(mu, logvar, reduction="sum")``. Make the recipe anew in each step.
     """
-    logvar = 2 * (F.softplus(log_sigma + 6) - 6)
-    return Recipe(
-        Options(
-            beta=1.0,
-            likelihood=Gaussian(logvar, full=True),
-            reduction="sum",
-            kl_reduction="sum",
-        )
-    )
+    likelihood = Gaussian(2 * (F.softplus(log_sigma + 6) - 6), full=True)
+    return Recipe(Options(beta=1.0, likelihood=likelihood, reduction="sum", kl_reduction="sum"))
 
 
 @contextmanager
@@ -229,7 +203,7 @@ def vdvae(pixels: int, components: int = 10, low_bit: bool = False) -> Recipe:
     With ``low_bit`` a pixel has 32 values. Its KL is a sum over many layers: add their `kl_normal` up.
     """
     likelihood = LogisticMixture(components, channel_dim=-1, bins=32 if low_bit else 256)
-    return Recipe(_mixture(1.0, likelihood), 1 / pixels)
+    return Recipe(_batchmean(1.0, likelihood), 1 / pixels)
 
 
 def nvae(kl_coeff: float = 1.0, components: int = 10, bits: int = 8) -> Recipe:
@@ -239,10 +213,10 @@ def nvae(kl_coeff: float = 1.0, components: int = 10, bits: int = 8) -> Recipe:
     below 1 NVAE weighs the KLs of its groups as well.
     """
     likelihood = LogisticMixture(components, bins=2**bits, x_range=(0.0, 1.0), edges=(-0.999, 0.99))
-    return Recipe(_mixture(kl_coeff, likelihood))
+    return Recipe(_batchmean(kl_coeff, likelihood))
 
 
-def _mixture(beta: float, likelihood: LogisticMixture) -> Options:
+def _batchmean(beta: float, likelihood: str | Likelihood) -> Options:
     return Options(
         beta=beta, likelihood=likelihood, reduction="batchmean", kl_reduction="batchmean"
     )
@@ -316,6 +290,11 @@ def first_column_log_weight(
     the paper's matrix has beside the diagonal, (N - B + 1) / (N (B - 1)): the first sample of a batch stands for all.
     """
     n, m = dataset_size, batch - 1
+    if m < 2 or n < batch:
+        raise ValueError(
+            "fastvae.recipes.first_column_log_weight: needs a batch of at least 3 samples, and a dataset_size of at least the "
+            f"batch's, but got {batch} and {dataset_size}"
+        )
     weight = torch.full((batch, batch), 1 / m, device=device)
     weight[:, 0] = 1 / n
     weight[:, 1] = weight[m - 1, 0] = (n - m) / (n * m)
@@ -343,18 +322,14 @@ def beta_tcvae_terms(
         mss: the stratified estimate; otherwise the weighted one.
     """
     once = {"beta_tcvae": True, "pythae": True, "disentangling_vae": False, "pytorch_vae": False}
-    if project not in once:
-        need = " or ".join(f'"{name}"' for name in once)
-        raise ValueError(
-            f"fastvae.recipes.beta_tcvae_terms: project must be {need}, but got {project!r}"
-        )
-    if once[project] and not mss:
+    added_once = _choice("beta_tcvae_terms", "project", project, once)
+    if added_once and not mss:
         return kl_decomposition(z, mu, logvar, dataset_size, estimator="weighted")
     batch, latents = z.shape
     dtype = torch.promote_types(z.dtype, torch.float32)
     log_weight = first_column_log_weight(batch, dataset_size, z.device).to(dtype)
     log_weight = log_weight if mss else torch.zeros_like(log_weight)
-    log_qz = mixture_log_prob(z, mu, logvar, log_weight * (1 if once[project] else latents))
+    log_qz = mixture_log_prob(z, mu, logvar, log_weight * (1 if added_once else latents))
     log_prod = mixture_log_prob(z, mu, logvar, log_weight, factorized=True).sum(1)
     z, mu, logvar = z.to(dtype), mu.to(dtype), logvar.to(dtype)
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 * torch.exp(-logvar)).sum(1)
@@ -423,11 +398,11 @@ def mmd(
     batch, latents = z.shape
     base = 2.0 * latents * bandwidth**2
 
-    def total(x: Tensor, y: Tensor) -> Tensor:
+    def total(x: Tensor, y: Tensor, own: bool) -> Tensor:
         """k over all pairs; of x with itself, without the diagonal."""
         norms = x.square().sum(1, keepdim=True) + y.square().sum(1)
         squares = torch.addmm(norms, x, y.T, alpha=-2).clamp(min=0)
-        if x is y:
+        if own:
             squares = squares.masked_fill(
                 torch.eye(batch, dtype=torch.bool, device=x.device), math.inf
             )
@@ -435,8 +410,11 @@ def mmd(
             return torch.exp(-squares / base).sum()
         return sum((s * base / (s * base + squares)).sum() for s in scales)  # type: ignore[return-value]
 
-    pairs = batch * (batch - 1)
-    return (total(z, z) + total(prior_z, prior_z)) / pairs - 2 * total(z, prior_z) / batch**2
+    wide = torch.promote_types(torch.promote_types(z.dtype, prior_z.dtype), torch.float32)
+    z, prior_z = z.to(wide), prior_z.to(wide)
+    with torch.autocast(z.device.type, enabled=False):  # the products need their digits
+        own = total(z, z, True) + total(prior_z, prior_z, True)
+        return own / (batch * (batch - 1)) - 2 * total(z, prior_z, False) / batch**2
 
 
 # How many halves of a squared error a formula counts. ("gaussian" has unit variance.)
@@ -448,7 +426,7 @@ def _weight(reduction: str, elements: int, batch: int) -> float:
     return {"sum": batch, "mean": 1 / elements}.get(reduction, 1.0)
 
 
-def _choice(recipe: str, name: str, value: str, of: dict[str, str]) -> str:
+def _choice(recipe: str, name: str, value: str, of: Mapping[str, Any]) -> Any:
     if value not in of:
         need = " or ".join(f'"{choice}"' for choice in of)
         raise ValueError(f"fastvae.recipes.{recipe}: {name} must be {need}, but got {value!r}")

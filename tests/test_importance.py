@@ -282,3 +282,11 @@ def test_errors_of_the_loss():
     ):
         with pytest.raises(error, match=f"^fastvae.iwae_loss: .*{match}"):
             iwae_loss(**{"log_weight": torch.zeros(2, 3)} | arguments)
+
+
+def test_a_parameter_for_each_sample_of_x_is_not_read_along_k():
+    logvar = torch.zeros(B, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"must broadcast to recon_x .*unsqueeze\(1\)"):
+        importance_log_weight(**case(), likelihood=Gaussian(logvar))
+    got = importance_log_weight(**case(), likelihood=Gaussian(logvar.unsqueeze(1)))
+    torch.testing.assert_close(got, importance_log_weight(**case(), likelihood="gaussian"))

@@ -169,3 +169,14 @@ def test_reparameterize_in_eval():
     state = random_state()
     assert torch.equal(Reparameterize("mean").eval()(mu, logvar), mu)
     assert torch.equal(random_state(), state)
+
+
+def test_a_loss_made_on_the_meta_device():
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2), VAELoss(0.5))
+    assert "meta" in repr(module)
+    module.to_empty(device="cpu").load_state_dict(
+        torch.nn.Sequential(torch.nn.Linear(2, 2), VAELoss(0.25)).state_dict()
+    )
+    assert float(module[1].beta) == 0.25
+    assert repr(module[1]) == repr(VAELoss(0.25))

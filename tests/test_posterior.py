@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import to_numpy
-from cases import old_dynamo, seeded_generator, tensor
+from cases import noise, old_dynamo, seeded_generator, tensor
 from torch import Tensor
 
 import fastvae
@@ -377,3 +377,11 @@ def test_nll_does_not_broadcast():
     posterior = DiagonalGaussian(torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 4, 4))
     with pytest.raises(ValueError, match="sample must have the mean's shape"):
         posterior.nll(torch.zeros(5, 2, 4, 4, 4))
+
+
+def test_dimensions():
+    mean, logvar = noise((2, 3, 4))
+    q, x = DiagonalGaussian(mean, logvar), noise((3, 4))
+    assert torch.equal(q.nll(x, 1), q.nll(x, [1]))
+    fixed = DiagonalGaussian(mean[0], logvar[0], deterministic=True)
+    assert fixed.kl().shape == DiagonalGaussian(mean[0], logvar[0]).kl().shape == (4,)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import to_numpy
-from cases import images, latents, pairs
+from cases import images, latents, noise, pairs
 from torch import Tensor
 
 from fastvae import kl_normal, likelihoods, recipes, vae_loss
@@ -400,3 +400,18 @@ def test_mmd(kernel):
         recipes.mmd(z, prior, kernel="laplace")
     with pytest.raises(ValueError, match=r"mmd: z and prior_z must be of one shape"):
         recipes.mmd(z, prior[:5])
+
+
+def test_mmd_keeps_its_digits_under_autocast():
+    z, prior = noise((2, 64, 16)) + 5
+    expected = recipes.mmd(z.double(), prior.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(recipes.mmd(z, prior).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(recipes.mmd(z, z), recipes.mmd(z, z.clone()))
+
+
+@pytest.mark.parametrize(("batch", "dataset_size"), [(4, 2), (1, 5)])
+def test_a_batch_that_the_stratified_weights_do_not_fit(batch, dataset_size):
+    z = noise((batch, 3))
+    with pytest.raises(ValueError, match=rf"at least 3 samples.* got {batch} and {dataset_size}"):
+        recipes.beta_tcvae_terms("pythae", z, z, z, dataset_size)

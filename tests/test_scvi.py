@@ -121,6 +121,14 @@ def test_what_makes_no_sense():
     assert distributions.NegativeBinomial(mu=t, theta=t).log_prob(-t).isnan().all()
 
 
+def test_all_arguments_broadcast():
+    one, zeros = torch.ones(3), torch.zeros(5, 3, dtype=torch.float64)
+    inflated = distributions.ZeroInflatedNegativeBinomial(mu=one, theta=one, zi_logits=zeros)
+    assert inflated.batch_shape == inflated.sample().shape == (5, 3)
+    assert inflated.log_prob(one.double()).shape == (5, 3)
+    assert inflated.log_prob(one.double()).dtype == torch.float32
+
+
 # Against scvi-tools itself
 
 

@@ -6,10 +6,10 @@
 
 FASTVAE_NAMESPACE_BEGIN
 
-// 0 at 0, NaN for NaN.
+// 0 at 0, NaN for NaN. Its derivative is 0.
 template <class T>
 FASTVAE_INLINE T sign(T x) {
-  return select(x > T(0), T(1), select(x < T(0), T(-1), x));
+  return select(x > T(0), T(1), select(x < T(0), T(-1), T(0) * x));
 }
 
 struct L1 : Formula {
@@ -36,8 +36,8 @@ struct Laplace : Formula {
     const T delta = in[0] - in[1], log_scale = in[2];
     const T precision = exponential(-log_scale);
     const auto hit = delta == T(0);  // 0 times infinity is 0 here
-    const T size = select(hit, delta, absolute(delta) * precision);
-    const T pull = select(hit, delta, sign(delta) * precision);
+    const T size = select(hit, T(0), absolute(delta) * precision);
+    const T pull = select(hit, T(0), sign(delta) * precision);
     return {log_scale + size, {pull, -pull, T(1) - size}};
   }
 };

@@ -110,7 +110,7 @@ template <class T>
 FASTVAE_INLINE Tails<T> tails_of(const Edges<T>& e) {
   using S = ScalarOf<T>;
   const T one(S(1)), y = e.y;
-  const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(): its derivative at 0 is 0
+  const T size = select(e.b > T(S(0)), e.b, -e.b);  // not absolute(): at 0 its derivative is 1
   const T f = multiply_add(-y, Constants<S>::exp_tail(-y), one);
   Tails<T> tails{exponential_of_normal(-at_most(size, T(S(60)))), multiply_add(-y, f, one), f};
   const auto large = y > T(S(0.25));

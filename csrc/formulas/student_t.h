@@ -16,9 +16,8 @@ struct StudentT : Formula {
   static FASTVAE_INLINE Terms<T, 3> at(const T (&in)[3], const T* number) {
     using S = ScalarOf<T>;
     const T df = number[0], delta = in[0] - in[1], log_scale = in[2], one = T(1);
-    const T slope = exponential(-log_scale) * quotient(one, square_root(df));  // dy/drecon_x
-    const auto hit = delta == T(0);                                            // 0 times infinity is 0 here
-    const T y = select(hit, delta, delta * slope);
+    const T slope = finite_at_zero(delta, exponential(-log_scale) * quotient(one, square_root(df)));  // dy/drecon_x
+    const T y = delta * slope;
     // For a large |y|, log(1 + y^2) is 2 log |y| to the last digit, while y^2 could overflow. For a large |delta|, y
     // itself could overflow, so log |y| is computed as log |delta| - log_scale - log(df) / 2.
     const T bound(sizeof(S) == 4 ? S(1073741824.0) : S(1152921504606846976.0));
@@ -27,7 +26,7 @@ struct StudentT : Formula {
     const T part = log1p(select(far, select(big, absolute(delta), absolute(y)), square));
     const T moved = part + select(big, -(log_scale + T(S(0.5)) * logarithm(df)), T(0));
     const T q = quotient(one, select(far, delta, one + square));
-    const T pull = select(hit, delta, (df + one) * select(far, q, y * q * slope));
+    const T pull = (df + one) * select(far, q, y * q * slope);
     const T share = select(far, one, square * q);  // y^2 / (1 + y^2)
     return {multiply_add(T(S(0.5)) * (df + one), select(far, moved + moved, part), log_scale),
             {pull, -pull, one - (df + one) * share}};
