@@ -161,6 +161,9 @@ def _logistic_mixture_rule(
 def _pairwise_rule(info: Any, in_dims: _Dims, *arguments: Any) -> Any:
     """One call after the other: the components differ, or a batch dimension more of z would have done."""
     tensors, options = arguments[:4], arguments[4:]
+    if info.batch_size == 0:
+        one = ops.pairwise(*map(_meta, tensors, (*in_dims, None)), *options)
+        return tuple(tensors[0].new_empty((0, *t.shape), dtype=t.dtype) for t in one), (0, 0, 0)
     results = [
         ops.pairwise(*parts, *options)
         for parts in zip(
@@ -180,10 +183,11 @@ def _multivariate_normal_rule(
     tensors = (mu, scale_tril, eps)
     ops.multivariate_normal(*map(_meta, tensors, in_dims), reduction)
     stacked = _stacked(info, in_dims, tensors)
-    z, kl = ops.multivariate_normal(*stacked, _SAMPLE + 8)
+    sample, kept = reduction % 8 == _SAMPLE, reduction // 8  # of vmaps inside of this one
+    z, kl = ops.multivariate_normal(*stacked, _SAMPLE + 8 * (kept + 1))
     if reduction == _MEAN:
         kl = _reduced(kl, _SUM, None) / stacked[0][0].numel()
-    elif reduction != _SAMPLE:
+    elif not sample:
         kl = _reduced(kl, reduction, None)
     return (z if eps is not None else z.expand(info.batch_size, 0), kl), (0, 0)
 

@@ -11,10 +11,11 @@ from torch.onnx import is_in_onnx_export
 
 from fastvae import _vmap  # noqa: F401 (it registers its rules)
 from fastvae._ops import ops
-from fastvae.functional import _OF_BOTH, _choice, kl_normal, reconstruction_loss
+from fastvae.functional import _OF_BOTH, _choice, _explain, kl_normal, reconstruction_loss
 
 __all__ = ["kl_multivariate_normal", "sample_and_kl_multivariate_normal"]
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _multivariate_normal = ops.multivariate_normal.default
 _composed = ops.multivariate_normal_composed.default
 
@@ -49,10 +50,15 @@ def kl_multivariate_normal(
     """
     op = "kl_multivariate_normal"
     reduced = _choice(op, "reduction", reduction, _OF_BOTH)
-    _check(op, mu, scale_tril, mu_p, scale_tril_p)
-    if mu_p is not None and scale_tril_p is not None:
-        return kl_of_factors(*_as_matrices(mu, scale_tril, mu_p, scale_tril_p), reduction=reduction)
-    return _fused()(mu, scale_tril, None, reduced)[1]  # type: ignore[no-any-return]
+    given: Any = {"mu": mu, "scale_tril": scale_tril, "mu_p": mu_p, "scale_tril_p": scale_tril_p}
+    try:
+        _check(op, given)
+        if mu_p is not None:
+            return kl_of_factors(*_as_matrices(*given.values()), reduction=reduction)
+        return _fused()(mu, scale_tril, None, reduced)[1]  # type: ignore[no-any-return]
+    except Exception as error:
+        _explain(op, error, **given)
+        raise
 
 
 def sample_and_kl_multivariate_normal(
@@ -75,18 +81,27 @@ def sample_and_kl_multivariate_normal(
     """
     op = "sample_and_kl_multivariate_normal"
     reduced = _choice(op, "reduction", reduction, _OF_BOTH)
-    _check(op, mu, scale_tril, mu_p, scale_tril_p)
-    if eps is None:
-        eps = ops._normal_like(mu, generator)
-    elif not isinstance(eps, Tensor) or eps.shape != mu.shape:
-        got = list(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
-        raise ValueError(
-            f"fastvae.{op}: eps must be a tensor of mu's shape {list(mu.shape)}, but got {got}"
-        )
-    z, kl = _fused()(mu, scale_tril, eps, reduced)
-    if mu_p is not None and scale_tril_p is not None:
-        kl = kl_of_factors(*_as_matrices(mu, scale_tril, mu_p, scale_tril_p), reduction=reduction)
-    return z, kl
+    given: Any = {"mu": mu, "scale_tril": scale_tril, "mu_p": mu_p, "scale_tril_p": scale_tril_p}
+    try:
+        _check(op, given)
+        if eps is None:
+            eps = ops._normal_like(mu, generator)
+        elif generator is not None:
+            raise ValueError(
+                f"fastvae.{op}: got both eps and generator, but with eps given nothing is drawn; give one of them"
+            )
+        elif not isinstance(eps, Tensor) or eps.shape != mu.shape:
+            got = list(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+            raise ValueError(
+                f"fastvae.{op}: eps must be a tensor of mu's shape {list(mu.shape)}, but got {got}"
+            )
+        z, kl = _fused()(mu, scale_tril, eps, reduced)
+        if mu_p is not None:
+            kl = kl_of_factors(*_as_matrices(*given.values()), reduction=reduction)
+        return z, kl
+    except Exception as error:
+        _explain(op, error, generator, **given, eps=eps)
+        raise
 
 
 def _fused() -> Any:
@@ -106,9 +121,13 @@ def kl_of_factors(
     """For means [..., L] and factors [..., L, L] of one dtype, in two passes: the components that the diagonal makes, and half
     of the squares below it.
     """
-    diagonals = (t.diagonal(dim1=-2, dim2=-1) for t in (factor, factor_p))
+    diagonals = [t.diagonal(dim1=-2, dim2=-1) for t in (factor, factor_p)]
     lower, lower_p = torch.tril(factor), torch.tril(factor_p)
-    known = torch.cat([lower - lower_p, (mu - mu_p).unsqueeze(-1)], dim=-1)
+    # T_p^-1 (T - T_p) has the digits of small differences. Where a column of T is much smaller than T_p's, T - T_p would
+    # lose the column's own digits. Both give the same below the diagonal.
+    apart, scale = (diagonals[0] - diagonals[1]).abs(), diagonals[1].abs()
+    near = (apart < 0.5 * scale).unsqueeze(-2)
+    known = torch.cat([lower - torch.where(near, lower_p, 0), (mu - mu_p).unsqueeze(-1)], dim=-1)
     solved = torch.linalg.solve_triangular(lower_p, known, upper=False)
     below, mean = solved[..., :-1], solved[..., -1]
     divisor = mu.numel() if reduction == "mean" else 1
@@ -137,18 +156,23 @@ def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(near, torch.log1p(torch.where(near, delta, 0)), far)
 
 
-def _check(op: str, mu: Tensor, scale_tril: Tensor, *prior: Tensor | None) -> None:
-    if (prior[0] is None) != (prior[1] is None):
+def _check(op: str, given: dict[str, Any]) -> None:
+    if (given["mu_p"] is None) != (given["scale_tril_p"] is None):
         raise ValueError(
             f"fastvae.{op}: mu_p and scale_tril_p belong together; give both, or neither for N(0, I)"
         )
-    given: Any = {"mu": mu, "scale_tril": scale_tril}
-    if prior[0] is not None:
-        given |= {"mu_p": prior[0], "scale_tril_p": prior[1]}
+    mu = given["mu"]
+    given = {name: t for name, t in given.items() if t is not None or name in ("mu", "scale_tril")}
     for name, t in given.items():
-        if not isinstance(t, Tensor) or not t.is_floating_point():
+        if not isinstance(t, Tensor) or t.dtype not in _DTYPES:
             got = t.dtype if isinstance(t, Tensor) else type(t).__name__
-            raise TypeError(f"fastvae.{op}: {name} must be a floating-point tensor, but got {got}")
+            need = "a tensor of float32, float64, bfloat16 or float16"
+            raise TypeError(f"fastvae.{op}: {name} must be {need}, but got {got}")
+        if t.layout is not torch.strided or t.is_nested:
+            raise TypeError(name)  # _explain says what is wrong
+        if t.device != mu.device:
+            got = f"but got {t.device} and {mu.device}"
+            raise RuntimeError(f"fastvae.{op}: {name} and mu must be on the same device, {got}")
     shape = mu.shape
     if len(shape) < 2:
         raise ValueError(f"fastvae.{op}: mu must be [B, ..., L], but got {list(shape)}")

@@ -156,7 +156,7 @@ def kl_decomposition(
 
 
 def _size(op: str, value: object) -> float:
-    size = number(op, "dataset_size", value)
+    size = number(op, "dataset_size", value, "a number")
     if not 1 <= size < float("inf"):
         raise ValueError(f"fastvae.{op}: dataset_size must be at least 1, but got {value}")
     return size

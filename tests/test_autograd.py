@@ -443,6 +443,24 @@ def test_only_inputs_that_want_a_gradient_get_one(name):
                     assert torch.equal(t.grad, expected[k])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_without_gradients_gives_the_same_values(name, dtype):
+    alone = name in ("kl_normal", "reconstruction_loss")
+    reductions = REDUCTIONS if alone else REDUCTIONS[:-1]  # all but "none"
+    priors = [{}, {"prior": True}] if name in ("kl_normal", "sample_and_kl") else [{}]
+    for prior, reduction in itertools.product(priors, reductions):
+        tensors = inputs(name, (9, 1000), dtype, **prior)
+        draws = tensors.pop("eps", None) is not None
+        op = seeded(getattr(fastvae, name)) if draws else getattr(fastvae, name)
+        options = {} if name == "reparameterize" else {"reduction": reduction}
+        expected = evaluate(op, tensors, **options).outputs
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                got = as_tuple(op(**tensors, **options))
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_no_graph_without_need(name):
     outputs = as_tuple(getattr(fastvae, name)(**inputs(name, (3, 5))))

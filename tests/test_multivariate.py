@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -12,6 +13,7 @@ from accuracy import evaluate, to_numpy, varied
 from cases import gaussians, noise, seeded_generator
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from fastvae import (
     kl_multivariate_normal,
@@ -22,6 +24,7 @@ from fastvae import (
 from fastvae.verify import oracle as truth
 from fastvae.verify.oracle import kl_multivariate_normal as kl_of
 
+MU, EYE = torch.zeros(2, 3), torch.eye(3).repeat(2, 1, 1)
 NAMES = ("mu", "scale_tril", "mu_p", "scale_tril_p")
 
 
@@ -112,6 +115,30 @@ def test_factors_of_very_different_sizes():
         other = given | {"scale_tril": given["scale_tril"] * scale}
         want = oracle(**{k: t.double() for k, t in other.items()}).mean()
         assert kl_multivariate_normal(**other).item() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e4])
+def test_gradients_beside_a_wider_or_narrower_prior(scale):
+    given = gaussians((5,), 8, torch.float32, prior=True)
+    given["scale_tril"] = scale * given["scale_tril"]
+
+    def gradients(kl, dtype):
+        leaves = {k: t.to(dtype).requires_grad_() for k, t in given.items()}
+        return torch.autograd.grad(
+            kl(**leaves).sum(), [leaves["scale_tril"], leaves["scale_tril_p"]]
+        )
+
+    def of_torch(mu, scale_tril, mu_p, scale_tril_p):
+        q, p = (
+            MultivariateNormal(mu, scale_tril=scale_tril),
+            MultivariateNormal(mu_p, scale_tril=scale_tril_p),
+        )
+        return kl_divergence(q, p)
+
+    got = gradients(partial(kl_multivariate_normal, reduction="sum"), torch.float32)
+    for g, want in zip(got, gradients(of_torch, torch.float64), strict=True):
+        below = want.tril(-1)
+        assert (g.tril(-1) - below).norm() <= 1e-6 * below.norm()
 
 
 def test_what_is_above_the_diagonal_is_not_read():
@@ -390,6 +417,51 @@ def test_vmap_of_the_fused_op(form, reduction):
     torch.testing.assert_close(each[2], torch.func.grad(loss)(given["scale_tril"][2]))
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean", "sample"])
+def test_nested_vmap(reduction):
+    given = gaussians((2, 3, 4), 5, torch.float64, prior=False)
+
+    def f(mu, factor, eps):
+        return sample_and_kl_multivariate_normal(mu, factor, eps=eps, reduction=reduction)
+
+    tensors = (*given.values(), noise((2, 3, 4, 5), torch.float64))
+    z, kl = torch.vmap(torch.vmap(f))(*tensors)
+    one_by_one = [[f(*(t[i, j] for t in tensors)) for j in range(3)] for i in range(2)]
+    torch.testing.assert_close(z, torch.stack([torch.stack([o[0] for o in r]) for r in one_by_one]))
+    torch.testing.assert_close(
+        kl, torch.stack([torch.stack([o[1] for o in r]) for r in one_by_one])
+    )
+
+
+def test_what_an_absent_gradient_multiplies_is_not_read(device):
+    """An infinite eps where only the KL is used, an infinite mean where only the sample is."""
+    given = gaussians((3,), 4, torch.float32, prior=False, device=device)
+    eps = noise((3, 4), device=device)
+    leaves = [t.clone().requires_grad_() for t in (*given.values(), eps)]
+    with torch.no_grad():
+        leaves[2][0, 1] = math.inf
+    _, kl = sample_and_kl_multivariate_normal(*leaves[:2], eps=leaves[2])
+    for grad in torch.autograd.grad(kl, leaves, retain_graph=True, materialize_grads=True):
+        assert grad.isfinite().all()
+    for grad in torch.autograd.grad(kl, leaves, create_graph=True, materialize_grads=True):
+        assert grad.isfinite().all()
+    leaves = [t.clone().requires_grad_() for t in (*given.values(), eps)]
+    with torch.no_grad():
+        leaves[0][0, 1] = math.inf
+        leaves[1][1, 2, 0] = math.inf
+    z, _ = sample_and_kl_multivariate_normal(*leaves[:2], eps=leaves[2])
+    d_mu, d_factor, _ = torch.autograd.grad(z.sum(), leaves)
+    assert torch.equal(d_mu, torch.ones_like(d_mu))
+    assert torch.equal(d_factor, eps.unsqueeze(1).expand(3, 4, 4).tril())
+
+
+def test_the_sample_has_the_strides_of_mu():
+    mu, factor = noise((4, 3, 5)).transpose(0, 1), torch.eye(5).expand(3, 4, 5, 5)
+    z, _ = sample_and_kl_multivariate_normal(mu, factor, eps=torch.ones(3, 4, 5))
+    assert z.stride() == torch.empty_like(mu).stride()
+    torch.testing.assert_close(z, mu + 1)
+
+
 def test_compiled_with_gradients_of_any_batch():
     def loss(mu, scale_tril, eps):
         z, kl = sample_and_kl_multivariate_normal(mu * 1.5, scale_tril, eps=eps)
@@ -422,8 +494,16 @@ MU, FACTOR = torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3)
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ((None, FACTOR), TypeError, "mu must be a floating-point tensor, but got NoneType"),
-        ((MU, None), TypeError, "scale_tril must be a floating-point tensor, but got NoneType"),
+        (
+            (None, FACTOR),
+            TypeError,
+            "mu must be a torch.Tensor, but got NoneType",
+        ),
+        (
+            (MU, None),
+            TypeError,
+            "scale_tril must be a tensor of float32, float64, bfloat16 or float16, but got NoneType",
+        ),
         ((MU, FACTOR.long()), TypeError, "scale_tril must be .*torch.int64"),
         ((MU[0], FACTOR[0]), ValueError, r"mu must be \[B, ..., L\], but got \[3\]"),
         ((MU, FACTOR[:1]), ValueError, r"scale_tril must be \[2, 3, 3\], or packed \[2, 6\]"),
@@ -446,3 +526,26 @@ def test_an_eps_of_another_shape():
         ValueError, match=r"eps must be a tensor of mu's shape \[2, 3\], but got \[3\]"
     ):
         sample_and_kl_multivariate_normal(MU, FACTOR, eps=torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"scale_tril": EYE.to_sparse()}, "scale_tril must be a dense"),
+        ({"mu": MU.to_sparse()}, "mu must be a dense"),
+        ({"mu": MU.to(torch.float8_e4m3fn)}, "mu must be a tensor of .*float8"),
+        ({"mu_p": MU.to_sparse(), "scale_tril_p": EYE}, "mu_p must be a dense"),
+        ({"mu_p": MU, "scale_tril_p": EYE.to("meta")}, "scale_tril_p and mu must be on the same"),
+        ({"generator": 3}, "generator must be a torch.Generator, but got int"),
+        ({"eps": MU, "generator": torch.Generator()}, "got both eps and generator"),
+        ({"eps": MU.long()}, "eps must be float32"),
+        ({"eps": MU + 5j}, "eps must be float32"),
+    ],
+)
+def test_what_is_wrong_is_named(change, match):
+    given = {"mu": MU, "scale_tril": EYE} | change
+    with pytest.raises(
+        (TypeError, ValueError, RuntimeError),
+        match=rf"fastvae\.sample_and_kl_multivariate_normal: {match}",
+    ):
+        sample_and_kl_multivariate_normal(**given)

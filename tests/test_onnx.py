@@ -139,6 +139,16 @@ def test_a_density_with_a_clamp():
     torch.testing.assert_close(program(*tensors)[0], Model()(*tensors))
 
 
+def test_full_covariance():
+    class Model(nn.Module):
+        def forward(self, mu: Tensor, factor: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+            return fastvae.sample_and_kl_multivariate_normal(mu, factor, eps=eps)
+
+    factor = torch.tril(0.1 * noise((4, 7, 7)), -1) + torch.diag_embed(noise((4, 7)).exp())
+    tensors = [noise((4, 7)), factor, noise((4, 7))]
+    torch.testing.assert_close(tuple(exported(Model(), *tensors)(*tensors)), Model()(*tensors))
+
+
 def test_export_by_itself_is_as_it_was():
     """The flag of the onnx export does not outlive it."""
     model, tensors = Call("kl_normal", ["mu", "logvar"]), list(latents((4, 7)).values())

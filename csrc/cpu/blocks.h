@@ -22,13 +22,10 @@ struct Float16 {
 
 // widen() converts to float, exactly; narrow() from float, to the nearest, ties to even. They use integer operations,
 // so that the compiler vectorises them and a NaN is kept. Only a subnormal half takes a float addition, to align it.
-FASTVAE_INLINE float widen(float x) { return x; }
-FASTVAE_INLINE double widen(double x) { return x; }
-FASTVAE_INLINE uint8_t widen(uint8_t x) { return x; }  // integers are rounded once, when read as T
-FASTVAE_INLINE int8_t widen(int8_t x) { return x; }
-FASTVAE_INLINE int16_t widen(int16_t x) { return x; }
-FASTVAE_INLINE int32_t widen(int32_t x) { return x; }
-FASTVAE_INLINE int64_t widen(int64_t x) { return x; }
+template <class S>
+FASTVAE_INLINE S widen(S x) {  // integers are rounded once, when read as T
+  return x;
+}
 FASTVAE_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 FASTVAE_INLINE float widen(Float16 x) {
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
@@ -39,13 +36,9 @@ FASTVAE_INLINE float widen(Float16 x) {
   const uint32_t bits = magnitude < (1u << 23) ? subnormal : (magnitude >= (31u << 23) ? special : normal);
   return bit_cast<float>(bits | sign);
 }
-template <class S>
-FASTVAE_INLINE void narrow(S x, float& to) {
-  to = static_cast<float>(x);
-}
-template <class S>
-FASTVAE_INLINE void narrow(S x, double& to) {
-  to = static_cast<double>(x);
+template <class S, class T>
+FASTVAE_INLINE void narrow(S x, T& to) {
+  to = static_cast<T>(x);
 }
 template <class T>  // float or a vector of it
 FASTVAE_INLINE T rounded_to_bfloat16(T x) {

@@ -20,17 +20,7 @@ constexpr int64_t kShortEvent = 512;  // up to this length a kernel sums events 
 constexpr int64_t kStreamingGrain = 8, kNoiseGrain = 2;
 constexpr int64_t kMostSlabs = 16;
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-#if defined(FASTVAE_X86_KERNELS)
-    const std::string name = at::get_cpu_capability();  // obeys ATEN_CPU_CAPABILITY
-    if (name == "AVX512") return kernels_avx512;
-    if (name == "AVX2") return kernels_avx2;
-#endif
-    return kernels_baseline;
-  }();
-  return chosen;
-}
+const Kernels& kernels() { return FASTVAE_BEST(kernels); }
 
 DType dtype_of(const Sums& sums) { return sums.float64 ? DType::float64 : DType::float32; }
 
@@ -207,13 +197,17 @@ void scale(const ScaleArgs& args) {
   }
 }
 
+InstructionSet instruction_set() {
+  static const InstructionSet chosen = [] {
+    const std::string name = at::get_cpu_capability();  // obeys ATEN_CPU_CAPABILITY
+    return name == "AVX512" ? InstructionSet::avx512 : name == "AVX2" ? InstructionSet::avx2 : InstructionSet::baseline;
+  }();
+  return chosen;
+}
+
 const char* capability() {
-  [[maybe_unused]] const Kernels* chosen = &kernels();
-#if defined(FASTVAE_X86_KERNELS)
-  if (chosen == &kernels_avx512) return "avx512";
-  if (chosen == &kernels_avx2) return "avx2";
-#endif
-  return "baseline";
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+  return kNames[static_cast<int>(instruction_set())];
 }
 
 }  // namespace fastvae::cpu

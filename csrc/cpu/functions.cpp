@@ -20,43 +20,35 @@ void for_each_vector(const void* const* x, void* out, int64_t n, F function) {
   }
 }
 
+// False if there is no function of this name.
 template <class S>
-void functions_of(cpu::Function function, const void* const* x, void* out, int64_t n) {
+bool functions_of(const char* name, const void* const* x, void* out, int64_t n) {
   using V = Vec<S>;
-  const auto run = [&](auto f) { for_each_vector<S>(x, out, n, f); };
-  switch (function) {
-    case cpu::Function::multiply_add:
-      return run([](V a, V b, V c) { return multiply_add(a, b, c); });
-    case cpu::Function::exponential:
-      return run([](V a, V, V) { return exponential(a); });
-    case cpu::Function::exponential_of_log_weight:
-      return run([](V a, V, V) { return exponential_of_log_weight(a); });
-    case cpu::Function::expm1:
-      return run([](V a, V, V) { return exp_parts(a).expm1; });
-    case cpu::Function::expm1_minus:
-      return run([](V a, V, V) { return exp_parts(a).expm1_minus; });
-    case cpu::Function::expm1_of_negative:
-      return run([](V a, V, V) { return exp_with_expm1(a).expm1; });
-    case cpu::Function::logarithm:
-      return run([](V a, V, V) { return logarithm(a); });
-    case cpu::Function::log1p:
-      return run([](V a, V, V) { return log1p(a); });
-    case cpu::Function::delta:
-      return run([](V a, V, V) { return stirling_of_any(a).delta; });
-    case cpu::Function::chi:
-      return run([](V a, V, V) { return stirling_of_any(a).chi; });
-    case cpu::Function::sine:
-    case cpu::Function::cosine:
-      return run([&](V a, V, V) {
-        V sine, cosine;
-        sine_cosine(a, sine, cosine);
-        return function == cpu::Function::sine ? sine : cosine;
-      });
-  }
+  const auto is = [&](const char* known, auto function) {
+    if (strcmp(name, known) != 0) return false;
+    for_each_vector<S>(x, out, n, function);
+    return true;
+  };
+  const auto circle = [](V a) {
+    std::pair<V, V> both;
+    sine_cosine(a, both.first, both.second);
+    return both;
+  };
+  return is("multiply_add", [](V a, V b, V c) { return multiply_add(a, b, c); }) ||
+         is("exponential", [](V a, V, V) { return exponential(a); }) ||
+         is("exponential_of_log_weight", [](V a, V, V) { return exponential_of_log_weight(a); }) ||
+         is("expm1", [](V a, V, V) { return exp_parts(a).expm1; }) ||
+         is("expm1_minus", [](V a, V, V) { return exp_parts(a).expm1_minus; }) ||
+         is("expm1_of_negative", [](V a, V, V) { return exp_with_expm1(a).expm1; }) ||
+         is("logarithm", [](V a, V, V) { return logarithm(a); }) || is("log1p", [](V a, V, V) { return log1p(a); }) ||
+         is("delta", [](V a, V, V) { return stirling_of_any(a).delta; }) ||
+         is("chi", [](V a, V, V) { return stirling_of_any(a).chi; }) ||
+         is("sine", [&](V a, V, V) { return circle(a).first; }) ||
+         is("cosine", [&](V a, V, V) { return circle(a).second; });
 }
 
-void functions(cpu::Function function, bool float64, const void* const* x, void* out, int64_t n) {
-  return float64 ? functions_of<double>(function, x, out, n) : functions_of<float>(function, x, out, n);
+bool functions(const char* name, bool float64, const void* const* x, void* out, int64_t n) {
+  return float64 ? functions_of<double>(name, x, out, n) : functions_of<float>(name, x, out, n);
 }
 
 FASTVAE_NAMESPACE_END

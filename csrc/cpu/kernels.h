@@ -24,6 +24,19 @@ void objective(const PassArgs& recon, const PassArgs& kl, const Combination&);
 void normal(const NormalArgs&, int64_t numel);
 void scale(const ScaleArgs&);
 void logistic_mixture(const MixtureArgs&);
-const char* capability();  // the instruction set in use
+
+enum class InstructionSet : int { baseline, avx2, avx512 };
+InstructionSet instruction_set();  // the best one here
+const char* capability();          // its name
+
+// Of the copies of some kernels, the one for that instruction set.
+#if defined(FASTVAE_X86_KERNELS)
+#define FASTVAE_BEST(kernels)                                               \
+  (cpu::instruction_set() == cpu::InstructionSet::avx512 ? kernels##_avx512 \
+   : cpu::instruction_set() == cpu::InstructionSet::avx2 ? kernels##_avx2   \
+                                                         : kernels##_baseline)
+#else
+#define FASTVAE_BEST(kernels) kernels##_baseline
+#endif
 
 }  // namespace fastvae::cpu

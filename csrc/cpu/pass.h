@@ -60,11 +60,6 @@ void sum_events(const T* value, int n, int64_t event, double* sums) {
   }
 }
 
-// The formula of a pass that only samples: it has the inputs mu and logvar, and no loss.
-struct NoLoss : Formula {
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
-};
-
 // Adjacent elements in memory: a whole block, or some of its elements, packed.
 template <class T, int N>
 struct Run {

@@ -3,6 +3,7 @@
 // extensions of GCC and Clang, and intrinsics for what they lack. No result may depend on the number of lanes.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "../math/scalar.h"
@@ -78,26 +79,8 @@ struct Traits<Vec<S>> {
   using UInt = Vec<typename Traits<S>::UInt>;
 };
 
-template <class S>
-struct MaskOf;
-template <>
-struct MaskOf<float> {
-  using Type = int32_t;
-};
-template <>
-struct MaskOf<double> {
-  using Type = int64_t;
-};
-template <>
-struct MaskOf<uint32_t> {
-  using Type = int32_t;
-};
-template <>
-struct MaskOf<uint64_t> {
-  using Type = int64_t;
-};
-template <class S>
-using Mask = Vec<typename MaskOf<S>::Type>;  // all bits set where true
+template <class S>  // all bits set where true
+using Mask = Vec<std::conditional_t<sizeof(S) == 4, int32_t, int64_t>>;
 
 #define FASTVAE_BINARY(op)                                                   \
   template <class S>                                                         \
@@ -370,6 +353,15 @@ template <class S>
 FASTVAE_INLINE S sum_of_lanes(Vec<S> a) {
   constexpr int n = kRegisterBytes / sizeof(S);
   return sum_of_halves<n / 2>(a.part[0] + a.part[1], std::make_integer_sequence<int, n>());
+}
+
+// The same for several vectors, added in pairs: the order does not depend on the width of a vector.
+template <class S, size_t n>
+FASTVAE_INLINE S sum_of_lanes(Vec<S> (&part)[n]) {
+  FASTVAE_UNROLL
+  for (size_t half = n / 2; half > 0; half /= 2)
+    for (size_t k = 0; k < half; ++k) part[k] = part[k] + part[k + half];
+  return sum_of_lanes(part[0]);
 }
 
 // Within each 128 bits: the lanes of the low (high) half of a and b, in turn.

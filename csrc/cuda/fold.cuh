@@ -187,8 +187,6 @@ struct Part {
 // Adds up what one or two passes have left (pass.cu).
 cudaError_t finish(const Part (&)[2], const Combination&, const Launch&);
 
-struct NoLoss;  // the formula of a pass that only samples
-
 // Runs the pass of formula F and, unless `kl` is nullptr, the latents' KL in the same kernel. Defined in pass.cuh and
 // compiled in a separate file for each formula.
 template <class F>

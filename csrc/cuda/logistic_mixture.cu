@@ -242,10 +242,8 @@ cudaError_t launch_mixture(const MixtureArgs& args, const Launch& launch) {
   params.scale = args.scale;
   params.divisor_at = args.sums.divisor_at;
   if (args.z.data != nullptr) {
-    constexpr auto kKernel = draw_mixture_kernel<T>;
     params.work.row = args.numel;
-    return enqueue<MixtureParams<T>>(
-        kKernel, std::min(ceil_div(args.numel, kThreads), resident_blocks<kKernel>(launch.device)), params, launch);
+    return start<draw_mixture_kernel<T>>(ceil_div(args.numel, kThreads), params, launch);
   }
   constexpr auto kKernel = mixture_kernel<T>;
   Part part[2];

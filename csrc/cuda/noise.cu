@@ -52,9 +52,7 @@ cudaError_t launch_normal(const NormalArgs& args, int64_t numel, const Launch& l
   params.noise = args.noise;
   params.start = args.start;
   params.numel = numel;
-  constexpr auto kKernel = normal_kernel<T, W>;
-  const int64_t blocks = std::min(ceil_div(numel + W, int64_t(W) * kThreads), resident_blocks<kKernel>(launch.device));
-  return enqueue<NormalParams<T>>(kKernel, blocks, params, launch);
+  return start<normal_kernel<T, W>>(ceil_div(numel + W, int64_t(W) * kThreads), params, launch);
 }
 
 }  // namespace

@@ -11,11 +11,6 @@
 
 namespace fastvae::cuda {
 
-struct NoLoss : Formula {
-  static constexpr bool kLight = true;
-  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
-};
-
 // The backward pass makes gradients from the gradient of the result or of the sample. either: chosen at run time.
 enum class Direction { forward, backward, either };
 

@@ -172,6 +172,13 @@ int64_t resident_blocks(int device) {
   return blocks;
 }
 
+// Launches as many of `blocks` as run at once.
+template <auto kKernel, class Params>
+cudaError_t start(int64_t blocks, const Params& params, const Launch& launch) {
+  if (blocks == 0) return cudaSuccess;
+  return enqueue<Params>(kKernel, std::min(blocks, resident_blocks<kKernel>(launch.device)), params, launch);
+}
+
 inline bool is_alone(int64_t numel, const Sums& sums) {
   return sums.data != nullptr && sums.event == 0 && numel > 0 && numel <= kAlone;
 }

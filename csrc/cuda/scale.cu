@@ -60,9 +60,7 @@ cudaError_t scale(const ScaleArgs& args, const Launch& launch) {
     params.part[params.count] = {rows.operand(view, view.dtype == DType::float64 ? 2 : 8, fits), numel};
     most = std::max(most, ceil_div(numel, 8));
   }
-  if (most == 0) return cudaSuccess;
-  return enqueue(scale_kernel, std::min(ceil_div(most, kThreads), resident_blocks<scale_kernel>(launch.device)), params,
-                 launch);
+  return start<scale_kernel>(ceil_div(most, kThreads), params, launch);
 }
 
 }  // namespace fastvae::cuda

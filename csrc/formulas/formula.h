@@ -49,6 +49,12 @@ struct Formula {
   static constexpr bool kUsesDifference = false;
 };
 
+// The formula of a pass that only samples.
+struct NoLoss : Formula {
+  static constexpr bool kLight = true;
+  static constexpr Argument kInputs[] = {{"mu", kMain}, {"logvar", kMain, true}};
+};
+
 template <class F>
 constexpr int kInputsOf = sizeof(F::kInputs) / sizeof(Argument);
 // Bit i: input i is a logvar. (A kernel on a GPU cannot read kInputs at run time.)

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <string>
 
 #include "../cpu/kernels.h"
 #include "multivariate.h"
@@ -14,14 +13,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // so many numbers are worth a thread
 
-const Multivariate& kernels() {
-#if defined(FASTVAE_X86_KERNELS)
-  const std::string name = capability();
-  if (name == "avx512") return multivariate_avx512;
-  if (name == "avx2") return multivariate_avx2;
-#endif
-  return multivariate_baseline;
-}
+const Multivariate& kernels() { return FASTVAE_BEST(multivariate); }
 
 template <class T>
 void add_up(const MultivariateArgs& args, const double* kl) {

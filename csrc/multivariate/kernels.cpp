@@ -24,15 +24,6 @@ FASTVAE_INLINE Mask<T> first_lanes(int64_t count) {
   return Vec<T>::load(kLane) < Vec<T>(static_cast<T>(count));
 }
 
-// Adds in pairs.
-template <class T>
-FASTVAE_INLINE T sum_of_columns(Vec<T> (&part)[kVectors<T>]) {
-  FASTVAE_UNROLL
-  for (int half = kVectors<T> / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) part[k] = part[k] + part[k + half];
-  return sum_of_lanes(part[0]);
-}
-
 // The matrices of some rows of mu. A vector may reach over the end of a matrix's row, but not of the tensor, so the
 // last matrices are copied. Vectors of mu, eps and dz are copied too, to memory with room behind them.
 template <class T>
@@ -98,7 +89,7 @@ void forward_of(const MultivariateArgs& args, double* kl, int64_t first, int64_t
             squares[k] = multiply_add(t, t, squares[k]);
           }
         }
-        if (kSample) moved[i - block] = sum_of_columns<T>(dot) + T(0);  // 0, not -0
+        if (kSample) moved[i - block] = sum_of_lanes(dot) + T(0);  // 0, not -0
         diagonal[i - block] = row[i];
       }
       FASTVAE_UNROLL
@@ -111,7 +102,7 @@ void forward_of(const MultivariateArgs& args, double* kl, int64_t first, int64_t
         (m + multiply_add(t, V::load(eps + at), V::load(moved + k * V::kLanes))).store(z);
         std::copy_n(z, std::min<int64_t>(V::kLanes, end - at), static_cast<T*>(args.z) + b * args.dims + at);
       }
-      sum += static_cast<double>(sum_of_columns<T>(squares));
+      sum += static_cast<double>(sum_of_lanes(squares));
     }
     kl[b] = sum;
   }
@@ -125,7 +116,10 @@ void backward_of(const MultivariateArgs& args, int64_t first, int64_t last) {
   T* const end = static_cast<T*>(args.dscale_tril) + last * args.size();  // where other threads' matrices begin
   const std::unique_ptr<T[]> deps(args.deps == nullptr ? nullptr : new T[rows.padded]);
   for (int64_t b = first; b < last; ++b) {
-    const T *eps = rows.vector(args.eps, b, 0), *dz = rows.vector(args.dz, b, 1), *mu = rows.vector(args.mu, b, 2);
+    // What an absent gradient would multiply is absent too: 0 times infinity would be NaN.
+    const T* eps = rows.vector(args.dz != nullptr ? args.eps : nullptr, b, 0);
+    const T* mu = rows.vector(args.g != nullptr ? args.mu : nullptr, b, 2);
+    const T* dz = rows.vector(args.dz, b, 1);
     const T g = args.upstream<T>(b);
     if (args.dmu != nullptr) {
       T* to = static_cast<T*>(args.dmu) + b * args.dims;
@@ -142,7 +136,7 @@ void backward_of(const MultivariateArgs& args, int64_t first, int64_t last) {
         const T* row = matrix + args.row(i);
         diagonal[i - block] = row[i];
         const V dz_i(dz[i]);
-        for (int64_t j = 0; j <= i && deps != nullptr; j += V::kLanes) {
+        for (int64_t j = 0; j <= i && deps != nullptr && args.dz != nullptr; j += V::kLanes) {
           const V sum = V::load(deps.get() + j);
           select(first_lanes<T>(i + 1 - j), multiply_add(V::load(row + j), dz_i, sum), sum).store(deps.get() + j);
         }
@@ -153,7 +147,7 @@ void backward_of(const MultivariateArgs& args, int64_t first, int64_t last) {
         for (int64_t j = 0; j < columns; j += V::kLanes) {
           V d(T(0));
           if (j < i) {
-            d = d_scale_tril(dz_i, V::load(eps + j), V(g), V::load(row + j));
+            d = d_scale_tril(dz_i, V::load(eps + j), V(g), args.g != nullptr ? V::load(row + j) : V(T(0)));
             if (j + V::kLanes > i) d = select(first_lanes<T>(i - j), d, V(T(0)));
           }
           if (end - (to + j) >= V::kLanes) {
@@ -167,7 +161,7 @@ void backward_of(const MultivariateArgs& args, int64_t first, int64_t last) {
       }
       for (int64_t i = block; i < last_row && args.dscale_tril != nullptr; i += V::kLanes) {
         V slope = diagonal_term(V::load(diagonal + (i - block))).d;
-        if (args.g == nullptr) slope = V(T(0));  // 0 times infinity, where T_ii is 0, would be NaN
+        if (args.g == nullptr) slope = V(T(0));  // it is infinite where T_ii is 0
         alignas(64) T d[V::kLanes];
         d_scale_tril(V::load(dz + i), V::load(eps + i), V(g), slope).store(d);
         for (int64_t k = i; k < std::min<int64_t>(i + V::kLanes, last_row); ++k) d_matrix[args.row(k) + k] = d[k - i];

@@ -10,7 +10,8 @@ struct MultivariateParams {
   MultivariateArgs args;
   double* terms;  // [B, L] of the KL
 
-  // The element of a [B, L] tensor; 0 if the tensor is absent.
+  // The element of a [B, L] tensor; 0 if the tensor is absent. What an absent gradient would multiply is absent too: 0
+  // times infinity would be NaN.
   FASTVAE_DEVICE T at(const void* from, int64_t b, int64_t i) const {
     return from == nullptr ? T(0) : static_cast<const T*>(from)[b * args.dims + i];
   }
@@ -60,14 +61,14 @@ __global__ void __launch_bounds__(kThreads) multivariate_gradients(const __grid_
   for_each_by_warp(args.rows * args.dims, [&](int64_t item, int lane) {
     const int64_t b = item / args.dims, i = item % args.dims;
     const T g = args.upstream<T>(b), dz = p.at(args.dz, b, i);
-    if (args.dmu != nullptr && lane == 0) static_cast<T*>(args.dmu)[item] = dz + g * p.at(args.mu, b, i);
+    const void *eps = args.dz != nullptr ? args.eps : nullptr, *mu = args.g != nullptr ? args.mu : nullptr;
+    if (args.dmu != nullptr && lane == 0) static_cast<T*>(args.dmu)[item] = dz + g * p.at(mu, b, i);
     if (args.dscale_tril == nullptr) return;
     const T* row = p.row(b, i);
     T* to = static_cast<T*>(args.dscale_tril) + p.place(b, i);
     for (int64_t j = lane; j < (args.packed ? i + 1 : args.dims); j += kWarp) {
-      // (0 times infinity, where T_ii is 0, would be NaN.)
-      const T slope = j < i ? row[j] : args.g == nullptr || j > i ? T(0) : diagonal_term(row[i]).d;
-      to[j] = j > i ? T(0) : d_scale_tril(dz, p.at(args.eps, b, j), g, slope);
+      const T slope = args.g == nullptr || j > i ? T(0) : j < i ? row[j] : diagonal_term(row[i]).d;
+      to[j] = j > i ? T(0) : d_scale_tril(dz, p.at(eps, b, j), g, slope);
     }
   });
 }
@@ -80,16 +81,10 @@ __global__ void __launch_bounds__(kThreads) multivariate_deps(const __grid_const
   for (int64_t item = first; item < args.rows * args.dims; item += int64_t(gridDim.x) * kThreads) {
     const int64_t b = item / args.dims, j = item % args.dims;
     T sum(0);
-    for (int64_t i = j; i < args.dims; ++i) sum = multiply_add(p.row(b, i)[j], p.at(args.dz, b, i), sum);
+    for (int64_t i = j; i < args.dims && args.dz != nullptr; ++i)
+      sum = multiply_add(p.row(b, i)[j], p.at(args.dz, b, i), sum);
     static_cast<T*>(args.deps)[item] = sum;
   }
-}
-
-template <auto kKernel, class T>
-cudaError_t start(const MultivariateParams<T>& p, int64_t items, int64_t of_a_block, const Launch& launch) {
-  if (items == 0) return cudaSuccess;
-  const int64_t blocks = std::min(ceil_div(items, of_a_block), resident_blocks<kKernel>(launch.device));
-  return enqueue<MultivariateParams<T>>(kKernel, blocks, p, launch);
 }
 
 template <class T>
@@ -98,14 +93,14 @@ cudaError_t multivariate_as(const MultivariateArgs& args, bool backward, const L
   const MultivariateParams<T> p{args, launch.partials};
   const int64_t items = args.rows * args.dims;
   if (!backward) {
-    const cudaError_t error = start<multivariate_kernel<T>>(p, items, kWarps, launch);
-    return error == cudaSuccess ? start<multivariate_sums<T>>(p, args.kl.count, 1, launch) : error;
+    const cudaError_t error = start<multivariate_kernel<T>>(ceil_div(items, kWarps), p, launch);
+    return error == cudaSuccess ? start<multivariate_sums<T>>(args.kl.count, p, launch) : error;
   }
   const cudaError_t error = args.dmu == nullptr && args.dscale_tril == nullptr
                                 ? cudaSuccess
-                                : start<multivariate_gradients<T>>(p, items, kWarps, launch);
+                                : start<multivariate_gradients<T>>(ceil_div(items, kWarps), p, launch);
   if (error != cudaSuccess || args.deps == nullptr) return error;
-  return start<multivariate_deps<T>>(p, items, kThreads, launch);
+  return start<multivariate_deps<T>>(ceil_div(items, kThreads), p, launch);
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ template <class T>
 FASTVAE_INLINE DiagonalTerm<T> diagonal_term(T t) {
   using S = ScalarOf<T>;
   const T d = t - T(S(1));
-  return {T(S(0.5)) * d * d + log_parts(t, d).rest, d * (t + T(S(1))) / t};
+  return {T(S(0.5)) * d * d + log_parts(t, d).rest, d * ((t + T(S(1))) / t)};
 }
 
 // dT_ij. `slope` is the KL's derivative by T_ij.

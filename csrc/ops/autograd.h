@@ -43,6 +43,11 @@ namespace fastvae {
 
 using torch::autograd::variable_list;
 
+// Of tensors that may be undefined.
+inline Tensor sum(const Tensor& a, const Tensor& b) {
+  return a.defined() && b.defined() ? a + b : (a.defined() ? a : b);
+}
+
 // ---- Registration.
 
 inline const std::vector<at::Tag> kPure{at::Tag::pt2_compliant_tag};

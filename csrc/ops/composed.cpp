@@ -77,13 +77,11 @@ Tensor wide_primal(const Tensor& t) { return t.defined() ? widened(t._fw_primal(
 // The sum of derivative times tangent over the inputs with a tangent; undefined if there are none.
 template <class List, size_t N>
 Tensor sum_of_products(const List& derivatives, const std::array<Tensor, N>& tangents) {
-  Tensor sum;
+  Tensor total;
   for (size_t i = 0; i < N; ++i) {
-    if (!tangents[i].defined()) continue;
-    const Tensor term = derivatives[i] * widened(tangents[i]);
-    sum = sum.defined() ? sum + term : term;
+    if (tangents[i].defined()) total = sum(total, derivatives[i] * widened(tangents[i]));
   }
-  return sum;
+  return total;
 }
 
 }  // namespace

@@ -11,25 +11,6 @@
 namespace fastvae {
 namespace {
 
-cpu::Function parse_function(c10::string_view name) {
-  constexpr const char* kNames[] = {"multiply_add", "exponential", "exponential_of_log_weight",
-                                    "expm1",        "expm1_minus", "expm1_of_negative",
-                                    "logarithm",    "log1p",       "sine",
-                                    "cosine",       "delta",       "chi"};
-  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
-    if (name == kNames[i]) return static_cast<cpu::Function>(i);
-  TORCH_CHECK_VALUE(false, "fastvae.elementary: there is no function ", name);
-}
-
-cpu::Functions functions() {
-#if defined(FASTVAE_X86_KERNELS)
-  const std::string name = cpu::capability();
-  if (name == "avx512") return cpu::functions_avx512;
-  if (name == "avx2") return cpu::functions_avx2;
-#endif
-  return cpu::functions_baseline;
-}
-
 // function(x[i], ...) for the elements of contiguous tensors, on the CPU.
 Tensor elementary(c10::string_view function, at::TensorList x) {
   TORCH_CHECK_VALUE(!x.empty() && x.size() <= 3, "fastvae.elementary: needs 1 to 3 arguments, but got ", x.size());
@@ -42,7 +23,10 @@ Tensor elementary(c10::string_view function, at::TensorList x) {
     data[k] = x[k].const_data_ptr();
   }
   Tensor out = at::empty_like(x[0]);
-  functions()(parse_function(function), x[0].dtype() == at::kDouble, data, out.mutable_data_ptr(), out.numel());
+  const cpu::Functions compute = FASTVAE_BEST(cpu::functions);
+  const std::string name(function);
+  TORCH_CHECK_VALUE(compute(name.c_str(), x[0].dtype() == at::kDouble, data, out.mutable_data_ptr(), out.numel()),
+                    "fastvae.elementary: there is no function ", name);
   return out;
 }
 

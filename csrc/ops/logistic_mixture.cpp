@@ -300,13 +300,11 @@ Tensor tangent_of(const Form& form, const std::array<Tensor, 2>& in, const Tenso
   const auto primal = [](const Tensor& t) { return t._fw_primal(/*level=*/0); };
   const Tensor w = pixel_weight(form, weight, in[1]);
   const Composed composed = compose(form, primal(in[0]), primal(in[1]), w);
-  Tensor sum;
+  Tensor total;
   for (int i = 0; i < 2; ++i) {
-    if (!tangents[i].defined()) continue;
-    const Tensor term = (composed.d[i] * widened(tangents[i])).sum(form.dim);
-    sum = sum.defined() ? sum + term : term;
+    if (tangents[i].defined()) total = sum(total, (composed.d[i] * widened(tangents[i])).sum(form.dim));
   }
-  return reduced_pixels(form, sum, w, channels_of(form, in[0]));
+  return reduced_pixels(form, total, w, channels_of(form, in[0]));
 }
 
 Tensor autograd(const Tensor& recon_x, const Tensor& x, const OptionalTensor& weight, int64_t components,

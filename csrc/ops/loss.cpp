@@ -250,8 +250,6 @@ Tensor elementwise_loss_elsewhere(FASTVAE_PARAMETERS_OF_ONE(Numbers)) {
 
 // ---- Autograd.
 
-Tensor sum(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? a + b : (a.defined() ? a : b); }
-
 struct LossNode {
   static constexpr const char* kName = "FastvaeLossBackward";
   // Saved: the inputs of both terms, the weight, beta if it is a tensor, and the lifted numbers.

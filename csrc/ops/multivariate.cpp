@@ -4,6 +4,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/diag_embed.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/tril.h>
 #include <ATen/ops/tril_indices.h>
 #include <ATen/ops/zeros_like.h>
@@ -34,8 +35,7 @@ void check(const Tensor& mu, const Tensor& scale_tril, const OptionalTensor& eps
   TORCH_CHECK_VALUE(scale_tril.sym_sizes() == c10::SymIntArrayRef(shape), op, ": scale_tril must be ",
                     c10::SymIntArrayRef(shape), " beside mu ", mu.sym_sizes(), ", but got ", scale_tril.sym_sizes());
   if (!eps.has_value()) return;
-  check_same_device(op, "mu", mu, "eps", *eps);
-  check_same_shape(op, "mu", mu, "eps", *eps);
+  check_noise(op, mu, eps, std::nullopt);
 }
 
 // ---- On the devices, and Meta.
@@ -72,7 +72,9 @@ std::tuple<Tensor, Tensor> multivariate_normal(const Tensor& mu, const Tensor& s
     if (eps.has_value()) args.z = z.data_ptr();
     run_multivariate(mu, args, /*backward=*/false);
   }
-  return {z.to(c10::promoteTypes(mu.scalar_type(), scale_tril.scalar_type())), kl};
+  z = z.to(c10::promoteTypes(mu.scalar_type(), scale_tril.scalar_type()));
+  if (eps.has_value() && !mu.is_contiguous()) z = at::empty_like(mu, z.options()).copy_(z);  // with mu's strides
+  return {z, kl};
 }
 
 std::vector<Tensor> gradients(const OptionalTensor& g_z, const OptionalTensor& g_kl, const Tensor& mu,
@@ -143,12 +145,13 @@ std::tuple<Tensor, Tensor> composed(const Tensor& mu, const Tensor& scale_tril, 
 variable_list composed_gradients(const variable_list& g, Reduction reduction, const Tensor& mu,
                                  const Tensor& scale_tril, const Tensor& eps, const Wants<3>& wants) {
   const Parts p = parts_of(mu, scale_tril, eps);
-  const Tensor dz = g[0].defined() && eps.defined() ? g[0].to(p.mu.scalar_type()) : at::zeros_like(p.mu);
+  const bool moves = g[0].defined() && eps.defined();
+  const Tensor dz = moves ? g[0].to(p.mu.scalar_type()) : at::zeros_like(p.mu);
   const Tensor of_kl = g[1].defined() ? spread(g[1], reduction, mu, {}) : Tensor();
   variable_list d(3);
   if (wants[0]) d[0] = (of_kl.defined() ? dz + of_kl * p.mu : dz).to(mu.scalar_type());
   if (wants[1]) {
-    Tensor t = eps.defined() ? at::tril(dz.unsqueeze(-1) * p.eps.unsqueeze(-2)) : at::zeros_like(p.factor);
+    Tensor t = moves ? at::tril(dz.unsqueeze(-1) * p.eps.unsqueeze(-2)) : at::zeros_like(p.factor);
     if (of_kl.defined()) t = t + of_kl.unsqueeze(-1) * at::tril(p.factor, -1) + at::diag_embed(of_kl * p.slope);
     if (is_packed(mu, scale_tril)) {
       const int64_t length = mu.sym_size(-1).guard_int(__FILE__, __LINE__);
@@ -159,7 +162,7 @@ variable_list composed_gradients(const variable_list& g, Reduction reduction, co
     }
     d[1] = t.to(scale_tril.scalar_type());
   }
-  if (wants[2]) d[2] = (p.factor * dz.unsqueeze(-1)).sum(-2).to(eps.scalar_type());
+  if (wants[2]) d[2] = (moves ? (p.factor * dz.unsqueeze(-1)).sum(-2) : dz).to(eps.scalar_type());
   return d;
 }
 

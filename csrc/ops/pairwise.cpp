@@ -245,10 +245,7 @@ std::tuple<Tensor, Tensor, Tensor> composed(const Tensor& z, const Tensor& mu, c
             o.marginals() ? log_q_dims.reshape_symint(z.sym_sizes()) : none, none};
   }
   std::array<Tensor, 3> terms = decomposed(p, log_q, log_q_dims);
-  for (Tensor& term : terms) {
-    if (o.reduction != Reduction::sample) term = term.sum();
-    if (o.reduction == Reduction::batchmean) term = term / at::Scalar(z.sym_size(0));
-  }
+  for (Tensor& term : terms) term = reduced(term, o.reduction, {});
   return {terms[0], terms[1], terms[2]};
 }
 
@@ -273,7 +270,7 @@ variable_list composed_gradients(const variable_list& g, const Options& o, const
     if (g[1].defined() && o.marginals()) g_dims = g[1].to(dtype).reshape_symint(p.z.sym_sizes()).unsqueeze(1);
   }
   Tensor d_l, d_weight;  // [rows, K, L or 1], [rows, K]
-  const auto add = [](Tensor& to, const Tensor& t) { to = to.defined() ? to + t : t; };
+  const auto add = [](Tensor& to, const Tensor& t) { to = sum(to, t); };
   if (g_joint.defined()) {
     d_l = g_joint * (p.l.sum(-1) + p.weight).softmax(1).unsqueeze(-1);
     d_weight = d_l.squeeze(-1);

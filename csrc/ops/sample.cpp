@@ -125,9 +125,7 @@ struct Sample {
   variable_list differentiable_backward(const variable_list& g, const std::array<Tensor, kSaved>& saved,
                                         const Wants<kInputs>& wants) const {
     variable_list all(kInputs);
-    const auto add = [&](int i, const Tensor& t) {
-      if (t.defined()) all[i] = all[i].defined() ? all[i] + t : t;
-    };
+    const auto add = [&](int i, const Tensor& t) { all[i] = sum(all[i], t); };
     if (g[0].defined()) {
       const auto d =
           composed_sample_gradients(loss, g[0], saved[0], saved[1], saved[4], saved[5], {wants[0], wants[1], wants[4]});

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <string>
 
 #include "../cpu/kernels.h"
 #include "kernels.h"
@@ -16,14 +15,7 @@ constexpr int64_t kMostSlabs = 8;    // of rows, or of components: each slab has
 constexpr int64_t kMostParts = 16;   // roughly
 constexpr int64_t kGrain = 1 << 14;  // so many pairs times dimensions are worth a thread
 
-const Pairwise& kernels() {
-#if defined(FASTVAE_X86_KERNELS)
-  const std::string name = capability();
-  if (name == "avx512") return pairwise_avx512;
-  if (name == "avx2") return pairwise_avx2;
-#endif
-  return pairwise_baseline;
-}
+const Pairwise& kernels() { return FASTVAE_BEST(pairwise); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -398,16 +398,8 @@ class Forward {
   Buffer<T> lost_;
 };
 
-// The sum of a group's lanes, added in pairs: the order is the same for every width of a vector.
 template <class T>
 constexpr int kVectors = kPairRows / Vec<T>::kLanes;
-template <class T>
-FASTVAE_INLINE T sum_of_group(Vec<T> (&part)[kVectors<T>]) {
-  FASTVAE_UNROLL
-  for (int half = kVectors<T> / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) part[k] = part[k] + part[k + half];
-  return sum_of_lanes(part[0]);
-}
 
 template <class T>
 class Backward {
@@ -554,8 +546,8 @@ class Backward {
         for_logvar[k] = in_logvar;
       }
       const int64_t at = (block.first + j) * args_.dims + d;
-      static_cast<T*>(scratch_.dmu)[at] += T(2) * block.scale(d)[j] * sum_of_group(for_mu);
-      static_cast<T*>(scratch_.dlogvar)[at] += sum_of_group(for_logvar);
+      static_cast<T*>(scratch_.dmu)[at] += T(2) * block.scale(d)[j] * sum_of_lanes(for_mu);
+      static_cast<T*>(scratch_.dlogvar)[at] += sum_of_lanes(for_logvar);
     }
     T* to = dz_ + d * size;
     for (int i = 0; i < size; ++i) to[i] += dz[i];
@@ -573,7 +565,7 @@ class Backward {
           sum[k] = V(T(0));
           for (int i = k * V::kLanes; i < rows_.size; i += kPairRows) sum[k] = sum[k] + V::load(from + i);
         }
-        to[block.first + j] += sum_of_group(sum);
+        to[block.first + j] += sum_of_lanes(sum);
       }
     }
   }

@@ -346,29 +346,23 @@ PairwiseParams<T> params_of(const PairwiseArgs& args, bool backward, double* mem
   return p;
 }
 
-template <auto kKernel, class T>
-cudaError_t start(const PairwiseParams<T>& p, int64_t blocks, const Launch& launch) {
-  if (blocks == 0) return cudaSuccess;
-  return enqueue<PairwiseParams<T>>(kKernel, std::min(blocks, resident_blocks<kKernel>(launch.device)), p, launch);
-}
-
 template <class T>
 cudaError_t pairwise_as(const PairwiseArgs& args, bool backward, const Launch& launch) {
   const PairwiseParams<T> p = params_of<T>(args, backward, launch.partials);
   constexpr int kWarps = kThreads / kWarp;
   const int64_t rows = ceil_div(args.rows, kWarps), components = ceil_div(args.components, kWarps);
-  cudaError_t error = start<pack_kernel<T>>(p, std::max(rows, components), launch);
-  if (error == cudaSuccess && args.marginals) error = start<bound_kernel<T>>(p, ceil_div(args.dims, kWarps), launch);
+  cudaError_t error = start<pack_kernel<T>>(std::max(rows, components), p, launch);
+  if (error == cudaSuccess && args.marginals) error = start<bound_kernel<T>>(ceil_div(args.dims, kWarps), p, launch);
   if (!backward) {
-    if (error == cudaSuccess) error = start<forward_kernel<T>>(p, rows, launch);
-    if (error == cudaSuccess && args.decompose) error = start<terms_kernel<T>>(p, 1, launch);
+    if (error == cudaSuccess) error = start<forward_kernel<T>>(rows, p, launch);
+    if (error == cudaSuccess && args.decompose) error = start<terms_kernel<T>>(1, p, launch);
     return error;
   }
-  if (error == cudaSuccess) error = start<upstream_kernel<T>>(p, rows, launch);
+  if (error == cudaSuccess) error = start<upstream_kernel<T>>(rows, p, launch);
   if (error == cudaSuccess && args.dz != nullptr)
-    error = start<backward_kernel<T, true>>(p, ceil_div(args.rows, kOwn), launch);
+    error = start<backward_kernel<T, true>>(ceil_div(args.rows, kOwn), p, launch);
   if (error == cudaSuccess && (args.dmu != nullptr || args.dlogvar != nullptr || args.dlog_weight != nullptr))
-    error = start<backward_kernel<T, false>>(p, ceil_div(args.components, kOwn), launch);
+    error = start<backward_kernel<T, false>>(ceil_div(args.components, kOwn), p, launch);
   return error;
 }
 
